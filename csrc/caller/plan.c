@@ -97,6 +97,8 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         (plan->id_map != FNS_ID_MAP_SELF ||
          (plan->options & (FNS_PLAN_HOP | FNS_PLAN_INIT | FNS_PLAN_SERVER))))
         return -EINVAL;
+    if ((plan->options & FNS_PLAN_ROOMS) && !(plan->options & FNS_PLAN_NETWORKS))
+        return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
         (!plan->sandbox ||
          (plan->sandbox->options & ~(FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS | FNS_PLAN_AHEAD)) ||

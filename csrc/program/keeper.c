@@ -132,8 +132,8 @@ static int reply_end(struct fns_sandbox *sandbox, long result, const struct fns_
     reply.message.error = sandbox->child.error;
     reply.reused = sandbox->n_served > 0;
     fns_reply(sandbox->connection, &reply);
-    sandbox->requested =
-        0; /* not earlier: if this process is killed before the reply, the server replies */
+    /* Not earlier: if this process is killed before the reply, the server replies. */
+    sandbox->requested = 0;
     return has_run && info->code == FNS_CLD_EXITED;
 }
 
@@ -181,11 +181,6 @@ static int await_request(struct fns_sandbox *sandbox)
     return 1;
 }
 
-static void count(uint64_t *counter)
-{
-    __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); /* other rooms count too */
-}
-
 int fns_room_main(void *arg)
 {
     struct fns_slot *slot = arg;
@@ -194,20 +189,20 @@ int fns_room_main(void *arg)
     if (furnish(slot) < 0)
         return FNS_EXIT_FAILED;
     block_signals(0);
-    count(&stats->rooms_made);
+    fns_count(&stats->rooms_made);
     while (await_request(sandbox)) {
         enum outcome end = serve_one(slot);
         if (end == IS_LEFT)
             break;
         if (sandbox->n_served > 0)
-            count(&stats->rooms_reused);
+            fns_count(&stats->rooms_reused);
         sandbox->n_served++;
         if (sandbox->exposed) {
-            count(&stats->rooms_exposed);
+            fns_count(&stats->rooms_exposed);
             break;
         }
         if (end == IS_OVER || !fns_prove()) {
-            count(&stats->rooms_touched);
+            fns_count(&stats->rooms_touched);
             break;
         }
         if (sandbox->n_served == MAX_SERVED)

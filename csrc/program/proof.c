@@ -253,8 +253,10 @@ static long look_at_keeper(struct look *look)
         result = fns_sys3(__NR_sched_getaffinity, 0, CPUS_SIZE, look->cpus);
     if (result >= 0)
         result = look->nice = fns_sys2(__NR_getpriority, PRIO_PROCESS, 0);
-    if (result >= 0)
-        result = look->io_priority = fns_sys2(__NR_ioprio_get, IOPRIO_WHO_PROCESS, 0);
+    if (result >= 0) {
+        look->io_priority = fns_sys2(__NR_ioprio_get, IOPRIO_WHO_PROCESS, 0);
+        result = look->io_priority == -ENOSYS ? 0 : look->io_priority; /* no block devices */
+    }
     if (result >= 0)
         result = look->timer_slack = fns_prctl(PR_GET_TIMERSLACK, 0, 0);
     return result;
@@ -272,7 +274,8 @@ static long look(struct look *look)
     return result < 0 ? result : look_at_keeper(look);
 }
 
-/* Whether a tmpfs takes the time of a change from a finer clock if the last time has been looked at (Linux 6.13). */
+/* Whether a tmpfs takes the time of a change from a finer clock if the last time has been looked at (Linux 6.13). Of
+ * /dev/pts and of the queues, whose times are coarse, everything else that can change is compared too. */
 static int has_fine_times(void)
 {
     enum { FIELD = 65, RELEASE = 2 * FIELD, MAJOR = 6, MINOR = 13 };

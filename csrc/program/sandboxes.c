@@ -410,6 +410,8 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
             end_unused(sandbox, connection);
         return;
     }
+    if (is_room) /* it was killed while a command ran */
+        fns_count(&fns_get_stats()->rooms_touched);
     sandbox->end.reused = sandbox->n_served > 0;
     if (sandbox->reported && !sandbox->is_awaited &&
         sandbox->child.progress != FNS_PROGRESS_FAILED) { /* keep the end for a REAP */

@@ -29,24 +29,25 @@ struct fns_usage {
     int64_t rest[13];
 };
 
-/* A sandbox, from its clone until its end has been reported. Until its exec, the sandbox itself writes the
- * first group of fields, in the server's memory. */
+/* A sandbox, from its clone until its end has been reported. The sandbox itself writes the first group of fields: until
+ * its exec, in the server's memory; a room's keeper, in memory that it shares with the server. */
 struct fns_sandbox {
     struct fns_child child;
     struct fns_args args;
-    volatile uint32_t
-        requested; /* of a parked one: it is taking its request, or has taken it, and has not replied */
-    volatile uint32_t reported; /* RUNNING was sent, or will be: the caller may know its number */
-    volatile uint32_t
-        exposed;          /* the command has an fd over which another fd can leave the sandbox */
-    volatile int request; /* number of the request to reply to */
-
-    int number;                 /* index in the table, plus MAX_SANDBOXES for each earlier use */
-    int pid;                    /* 0: not cloned, or reaped */
-    int connection;             /* where replies about it go, or FNS_NONE */
-    int is_room;                /* it serves one command after another */
+    /* Of a parked one: it is taking its request, or has taken it, and has not replied. */
+    volatile uint32_t requested;
+    /* RUNNING was sent, or will be: the caller may know its number. */
+    volatile uint32_t reported;
+    /* The command has an fd over which another fd can leave the sandbox. */
+    volatile uint32_t exposed;
+    volatile int request;       /* number of the request to reply to */
     uint32_t n_served;          /* of a room: how many commands have run */
     struct fns_usage before[2]; /* of a room: what its commands, and its keeper, had used */
+
+    int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
+    int pid;               /* 0: not cloned, or reaped */
+    int connection;        /* where replies about it go, or FNS_NONE */
+    int is_room;           /* it serves one command after another */
     int network;           /* fd of its network namespace, if that may serve again; else FNS_NONE */
     int mounts;            /* the closer's entry for its mount namespace, or FNS_NONE */
     int pid_namespace;     /* an fd, opened when it is killed; before, FNS_NONE */
@@ -237,6 +238,12 @@ void fns_park_later(int connection);
 /* Reaps children that have ended, after SIGCHLD. One signal may stand for many ends; `pid` is the one it names,
  * or 0. */
 void fns_reap_ended(int pid);
+
+/* Counts in a statistic. Rooms count at the same time. */
+FNS_INLINE void fns_count(uint64_t *counter)
+{
+    __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+}
 
 /* Subtracts all but the peak of memory, which is no sum. */
 void fns_subtract_usage(struct fns_usage *usage, const struct fns_usage *before);

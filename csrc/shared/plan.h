@@ -56,9 +56,8 @@ enum fns_plan_option {
     FNS_PLAN_OWN_MEMORY = 16, /* enter no cgroup before the program is executed */
     /* Of a sandbox's plan: */
     FNS_PLAN_NETWORKS = 32, /* unused network namespaces serve again (program/networks.c) */
-    FNS_PLAN_ROOMS = 64,    /* unused sandboxes serve again (program/keeper.c) */
-    FNS_PLAN_AHEAD =
-        128 /* of the ops, only the first from FNS_OP_REQUEST on waits for the request */
+    FNS_PLAN_ROOMS = 64,    /* unused sandboxes serve again (program/keeper.c); needs NETWORKS */
+    FNS_PLAN_AHEAD = 128,   /* only the first op from FNS_OP_REQUEST on waits for the request */
 };
 
 enum fns_id_map {

@@ -182,7 +182,9 @@ def _why_fresh(d: Decisions) -> str:
         # A set-user-ID program could take an id whose processes the keeper may not kill.
         "no_new_privileges=False": not spec.no_new_privileges,
         "a seccomp profile": d.filter != "whole",
-        "limits of the keeper too": any(r.type in KEEPERS_LIMITS for r in spec.rlimits),
+        "rlimits that would hold for the keeper too": any(
+            r.type in KEEPERS_LIMITS for r in spec.rlimits
+        ),
         "ids of the host": not _keeps_networks(d),
     }
     return next((why for why, found in given.items() if found), "")
