@@ -164,8 +164,8 @@ mount EROFS host: the target cannot be created in the host's system directories,
 file ENOENT: only a file that exists in the root can be replaced: create it there, or use
     overlay=True
 file ENOTDIR,EISDIR: the target is a directory
-rootfs EINVAL,ENODEV host: with reuse=True the host's directories are shown as overlays, which this
-    kernel or the file system below does not allow: leave reuse out, or give a rootfs
+rootfs EINVAL,ENODEV host: reuse=True puts a layer over each of the host's system directories, which
+    the kernel or their file system does not allow here: leave reuse out, or give a rootfs
 file ENOENT host: the file does not exist in the host's system directories, which are read-only;
     only one that exists can be replaced there: choose a place outside of them, where it is created
     for you, or give a rootfs
