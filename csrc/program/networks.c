@@ -17,6 +17,7 @@ enum {
     MOST_TRIES =
         20, /* when the limit of network namespaces is reached: the kernel takes them down later */
     MANY_FDS = 1 << 20,
+    MOST_STOPS = 3, /* after which a process that makes a network namespace is killed */
     STACK_SIZE = 8192,
     STATE_SIZE = 4096
 };
@@ -222,18 +223,25 @@ static int clone_new(void)
     struct fns_siginfo info;
     const struct fns_clone_args args = {
         .flags = FNS_CLONE_NEWNET | (networks.owned ? FNS_CLONE_NEWUSER : 0) | FNS_CLONE_VM |
-                 FNS_CLONE_VFORK | FNS_CLONE_FILES,
+                 FNS_CLONE_FILES,
         .stack = (uintptr_t)networks.stack,
         .stack_size = sizeof networks.stack,
     };
     long pid = fns_clone_call(&args, make_main, &made);
     if (pid < 0)
         return (int)pid;
-    long result;
-    do
-        result = fns_sys5(__NR_waitid, P_PID, pid, &info, WEXITED | __WALL, 0);
-    while (result == -EINTR);
-    return made;
+    /* Not by CLONE_VFORK: a stopped process would then stop the server too. */
+    for (int stops = 0;;) {
+        info.code = 0;
+        long result = fns_sys5(__NR_waitid, P_PID, pid, &info, WEXITED | WSTOPPED | __WALL, 0);
+        if (result < 0 && result != -EINTR)
+            fns_quit(0); /* it may still use the stack */
+        if (result >= 0 && info.code < FNS_CLD_TRAPPED)
+            return made;
+        if (result >= 0)
+            FNS_IGNORE(fns_sys2(__NR_kill, pid, stops++ < MOST_STOPS ? FNS_SIGCONT : FNS_SIGKILL),
+                       "a child exists until it is reaped");
+    }
 }
 
 static int make(void)
