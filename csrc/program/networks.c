@@ -231,10 +231,10 @@ static int clone_new(void)
     if (pid < 0)
         return (int)pid;
     /* Not by CLONE_VFORK: a stopped process would then stop the server too. */
-    for (int stops = 0;;) {
+    for (int stops = 0, failed = 0;;) {
         info.code = 0;
         long result = fns_sys5(__NR_waitid, P_PID, pid, &info, WEXITED | WSTOPPED | __WALL, 0);
-        if (result < 0 && result != -EINTR)
+        if (result < 0 && result != -EINTR && ++failed == FNS_TRIES)
             fns_quit(0); /* it may still use the stack */
         if (result >= 0 && info.code < FNS_CLD_TRAPPED)
             return made;
