@@ -31,7 +31,8 @@ static int open_request(struct fns_slot *slot, int *is_spawn)
     if (received->size == FNS_TRUNCATED)
         return fns_child_failed(&sandbox->child, FNS_STAGE_FDS, -EMFILE);
     if (received->size < (long)sizeof *request)
-        return fns_child_failed(&sandbox->child, FNS_STAGE_HELPER, -EPROTO);
+        return fns_child_failed(&sandbox->child, FNS_STAGE_HELPER,
+                                received->size < 0 ? received->size : -EPROTO);
     uint64_t size = (uint64_t)received->size;
     if (request->in_file && received->n_fds > 0) {
         size = request->size;
