@@ -17,6 +17,12 @@ def normalised(report: dict[str, Any], host: dict[str, str]) -> dict[str, Any]:
     """The report without what always differs. Each namespace becomes the host's, which are given in
     `host`, or the sandbox's own."""
     report = {name: value for name, value in report.items() if name not in _FLEETING}
+    own = report["pid"]
+    if own > 1:  # in a room, each command has another
+        for name in ("pid", "sid", "pgid"):
+            report[name] = "its own" if report[name] == own else "another's"
+        if report["proc_pids"]:
+            report["proc_pids"] = ["its own" if pid == own else pid for pid in report["proc_pids"]]
     for fd in report["fds"]:
         fd["target"] = fd["target"] and _NUMBER.sub("", fd["target"])
     if report["namespaces"]:

@@ -228,10 +228,11 @@ class Batch(Start):
 
 class _OfTemplate(Start):
     ready: int | None = 0
+    reuse = False
     template: Template | None = None
 
     def prepare(self) -> None:
-        self.template = Template(Spec(**self.fields()), ready=self.ready)
+        self.template = Template(Spec(**self.fields()), ready=self.ready, reuse=self.reuse)
         self.template.__enter__()
 
     def start(self) -> list[Any]:
@@ -279,6 +280,26 @@ class TemplateNetworks(_OfTemplate):
 
     def start(self) -> list[Any]:
         return [*super().start(), *super().start()]
+
+
+class TemplateRooms(_OfTemplate):
+    """Two runs in one room, which is made ahead, and one in another, which a batch has made."""
+
+    ready = 1
+    reuse = True
+
+    def fields(self) -> dict[str, Any]:
+        return super().fields() | {
+            "overlay": True,
+            "mounts": [Mount("/more", type="tmpfs", options=["size=1m"])],
+            "files": {},
+            "rlimits": [Rlimit("RLIMIT_CORE", 0, 0)],
+        }
+
+    def start(self) -> list[Any]:
+        assert self.template is not None
+        (other,) = self.template.run_batch([[PROBE]], concurrency=1, timeout=self.setting.timeout)
+        return [*super().start(), *super().start(), of_run(other)]
 
 
 class TemplateSpawn(_OfTemplate):
@@ -329,6 +350,7 @@ WAYS: dict[str, type[Start]] = {
     "template-run": TemplateRun,
     "template-ready": TemplateReady,
     "template-networks": TemplateNetworks,
+    "template-rooms": TemplateRooms,
     "template-spawn": TemplateSpawn,
     "template-batch": TemplateBatch,
     "template-limits": TemplateLimits,
