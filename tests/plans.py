@@ -12,7 +12,7 @@ from fastns import _core, _view
 from fastns._compile import compile_for, search_path
 from fastns._compile.decide import Caller, Decisions, decide, is_spared
 from fastns._compile.ops import Op
-from fastns._compile.template import compile_template_for
+from fastns._compile.template import _as_a_templates, _why_fresh, compile_template_for
 from fastns.capabilities import mask
 from fastns.spec import Spec
 
@@ -35,6 +35,7 @@ __all__ = [
     "search_path",
     "steps",
     "template",
+    "why_fresh",
 ]
 
 CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE = (
@@ -63,9 +64,14 @@ def of_this_caller(spec: Spec, layout: _view.Layout | None = None) -> _core.Plan
     return compile_for(spec, Caller.current(), layout)
 
 
-def template(spec: Spec, caller: Caller) -> _core.Plan:
+def template(spec: Spec, caller: Caller, *, reuse: bool = False) -> _core.Plan:
     """The plan of a template's server, which contains the plan of each sandbox."""
-    return compile_template_for(spec, caller, LAYOUT)
+    return compile_template_for(spec, caller, LAYOUT, reuse=reuse)
+
+
+def why_fresh(spec: Spec, caller: Caller) -> str:
+    """Why no sandbox of a template can serve again; "": it can."""
+    return _why_fresh(decide(spec, _as_a_templates(caller), LAYOUT))
 
 
 def steps(plan: _core.Plan | None) -> list[str]:

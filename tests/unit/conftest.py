@@ -37,8 +37,9 @@ def nothing_starts() -> Iterator[None]:
 @pytest.fixture
 def made_up_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace what plans read from the host: root's range, the limit on inotify instances, links
-    that leave the system directories, and the owners of binds."""
+    that leave the system directories, mounts below these, and the owners of binds."""
     monkeypatch.setattr(userns, "range_of_root", lambda: plans.IDS)
     monkeypatch.setattr(userns, "inotify_limit", lambda: b"64")
     monkeypatch.setattr(_view, "LINKS_OUT", ())
+    monkeypatch.setattr(_view, "has_mounts_below", lambda _directories: False)
     monkeypatch.setattr(owners, "notes", lambda _plan: {})

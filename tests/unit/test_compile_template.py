@@ -12,7 +12,7 @@ import pytest
 from plans import ROOT, USER, Caller, steps
 
 import fastns
-from fastns import Mount, Rlimit, Spec, SpecError, _core
+from fastns import Mount, Rlimit, Spec, SpecError, _core, _view
 
 pytestmark = pytest.mark.usefixtures("made_up_host")
 
@@ -100,6 +100,83 @@ def test_the_bind_of_the_servers_sysfs_follows_no_links() -> None:
     assert plan.sandbox is not None
     (bound,) = [op for op in plan.sandbox.ops if (op.code, op.target) == ("bind", b"/sys")]
     assert bound.how & _core.HOW_NO_SYMLINKS
+
+
+# ---- rooms ----
+
+HOST: dict[str, Any] = {}  # the fields of Spec()
+OVERLAY: dict[str, Any] = {"rootfs": "/srv/root", "overlay": True}
+ELIGIBLE: list[dict[str, Any]] = [
+    {},
+    {"hostname": "box", "domainname": "of.it", "umask": 0o77, "cwd": "/tmp"},
+    {"env": {"A": "b"}},
+    {"mounts": [Mount("/scratch", type="tmpfs", options=["size=1m"])]},
+    {"mounts": [Mount("/dev/own", type="tmpfs")]},
+    {"tmpfs_size": "1m"},
+    {"rlimits": [Rlimit("RLIMIT_CORE", 0, 0), Rlimit("RLIMIT_FSIZE", 9, 9)]},
+    {"masked_paths": ["/proc/version"]},
+    {"readonly_paths": ["/proc/sys", "/tmp"]},
+    {"allow_setid": True},
+]
+ONLY_FRESH: list[tuple[str, dict[str, Any]]] = [
+    ("a rootfs without overlay", {"rootfs": "/srv/root", "overlay": False}),
+    ("a rootfs without overlay", {"rootfs": "/srv/root", "overlay": False, "read_only": True}),
+    ("files", {"files": {"/etc/hosts": "a"}}),
+    ("mounts other than tmpfs", {"mounts": [Mount("/mnt", source="/srv", options=["ro"])]}),
+    ("mounts other than tmpfs", {"mounts": [Mount("/mnt", type="proc")]}),
+    ("a mount with strictatime", {"mounts": [Mount("/t", "tmpfs", options=["strictatime"])]}),
+    ("a mount below a directory of the root", {"mounts": [Mount("/a/b", type="tmpfs")]}),
+    ("a mount below a directory of the root", {"mounts": [Mount("/dev/a/b", type="tmpfs")]}),
+    ("no /proc", {"default_mounts": False}),
+    ("the host's ipc namespace", {"namespaces": {"ipc": "host"}}),
+    ("the host's ipc namespace", {"namespaces": {"ipc": "/n/ipc"}}),
+    ("the host's network", {"network": "host"}),
+    ("the host's network", {"namespaces": {"network": "/n/net"}}),
+    ("a writable /proc/sys", {"readonly_paths": []}),
+    ("Landlock", {"landlock": {"read": ["/"]}}),
+    ("capabilities", {"capabilities": ["CAP_CHOWN"]}),
+    ("no_new_privileges=False", {"no_new_privileges": False}),
+    ("a seccomp profile", {"seccomp": "unconfined"}),
+    ("a seccomp profile", {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}),
+    *(
+        ("rlimits that would hold for the keeper too", {"rlimits": [Rlimit(name, 99, 99)]})
+        for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_NPROC")
+    ),
+]
+
+
+@pytest.mark.parametrize("caller", [ROOT, USER])
+@pytest.mark.parametrize("root", [HOST, OVERLAY], ids=["host", "overlay"])
+def test_which_sandboxes_can_serve_again(root: dict[str, Any], caller: Caller) -> None:
+    def rooms(fields: dict[str, Any]) -> tuple[str, bool]:
+        spec = Spec(**{**root, **fields})
+        plan = plans.template(spec, caller, reuse=True)
+        assert plan.sandbox is not None
+        return plans.why_fresh(spec, caller), plan.sandbox.rooms
+
+    for fields in ELIGIBLE:
+        assert (fields, *rooms(fields)) == (fields, "", True)
+    for why, fields in ONLY_FRESH:
+        assert (fields, *rooms(fields)) == (fields, why, False)
+
+
+def test_the_hosts_ids_are_only_fresh() -> None:
+    assert plans.why_fresh(Spec(namespaces={"user": "host"}), ROOT) == "ids of the host"
+    assert plans.why_fresh(Spec(namespaces={"user": "new"}), ROOT) == ""  # a control
+
+
+def test_mounts_below_the_hosts_directories_are_only_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overlay leaves them out."""
+    monkeypatch.setattr(_view, "has_mounts_below", lambda _directories: True)
+    why = "mounts of the host below its directories"
+    assert plans.why_fresh(Spec(), ROOT) == why
+    assert plans.why_fresh(Spec(**OVERLAY), ROOT) == ""  # a control
+
+
+def test_without_reuse_there_are_no_rooms() -> None:
+    plan = plans.template(Spec(), ROOT)
+    assert plan.sandbox is not None
+    assert not plan.sandbox.rooms
 
 
 @pytest.mark.parametrize("spec", ["x", {}, [], fastns.Template])

@@ -90,18 +90,28 @@ TEMPLATES: dict[str, tuple[Spec, Caller]] = {
     "template-networks-root": (Spec(rootfs="/srv/root", read_only=True), ROOT),
     "template-networks-user": (Spec(rootfs="/srv/root", overlay=True), USER),
 }
+ROOMS: dict[str, tuple[Spec, Caller]] = {
+    f"rooms-{kind}-{name}": (spec, caller)
+    for kind, spec in {
+        "host": Spec(),
+        "overlay": Spec(rootfs="/srv/root", overlay=True, mounts=[Mount("/t", "tmpfs")]),
+    }.items()
+    for name, caller in {"root": ROOT, "user": USER}.items()
+}
+ALL = (*PLANS, *TEMPLATES, *ROOMS)
 
 
 def listed(name: str) -> str:
     if name in PLANS:
         return "\n".join(compiled(*PLANS[name]).describe()) + "\n"
-    server = template(*TEMPLATES[name])
+    spec, caller = {**TEMPLATES, **ROOMS}[name]
+    server = template(spec, caller, reuse=name in ROOMS)
     assert server.sandbox is not None
     lines = ["---- server ----", *server.describe(), "---- each sandbox ----"]
     return "\n".join([*lines, *server.sandbox.describe()]) + "\n"
 
 
-@pytest.mark.parametrize("name", [*PLANS, *TEMPLATES])
+@pytest.mark.parametrize("name", ALL)
 def test_the_plan_is_the_golden_one(name: str, update: bool) -> None:
     file = FILES / f"{name}.txt"
     if update:
@@ -111,7 +121,7 @@ def test_the_plan_is_the_golden_one(name: str, update: bool) -> None:
 
 
 def test_no_unused_files(update: bool) -> None:
-    left = {file for file in FILES.iterdir() if file.stem not in {*PLANS, *TEMPLATES}}
+    left = {file for file in FILES.iterdir() if file.stem not in ALL}
     if update:
         for file in left:
             file.unlink()
