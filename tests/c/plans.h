@@ -15,7 +15,9 @@
 #include "check.h"
 
 /* sys.h defines these too, but one file cannot include both its kernel headers and libc's. */
+#define NEWNS 0x00020000ull
 #define NEWUTS 0x04000000ull
+#define NEWIPC 0x08000000ull
 #define NEWUSER 0x10000000ull
 #define NEWPID 0x20000000ull
 

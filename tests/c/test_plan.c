@@ -98,6 +98,11 @@ static void refuses_options_that_do_not_fit(void)
     plan.clone_flags = 0;
     CHECK_EQUAL(check(&plan, -1), -EINVAL);
     plan = good;
+    plan.options = FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS;
+    CHECK_EQUAL(check(&plan, -1), 0);
+    plan.options = FNS_PLAN_ROOMS;
+    CHECK_EQUAL(check(&plan, -1), -EINVAL);
+    plan = good;
     plan.id_map = FNS_ID_MAP_PARENT;
     plan.uid_map = plan.gid_map = TEXT;
     plan.clone_flags = FNS_CLONE_NEWUSER;

@@ -20,7 +20,8 @@ struct template
     struct fns_process process;
 };
 
-static void start(struct template *template, const char *hostname)
+/* `options`: FNS_PLAN_* of the sandboxes. */
+static void start_with(struct template *template, const char *hostname, unsigned options)
 {
     struct fns_error error;
     int bad, null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -29,17 +30,24 @@ static void start(struct template *template, const char *hostname)
     struct made *made = &template->sandbox;
     made->plan.n_strings = 1;
     made->plan.id_map = FNS_ID_MAP_SELF;
-    made->plan.clone_flags = NEWUSER | NEWPID | NEWUTS;
+    made->plan.clone_flags = NEWUSER | NEWPID | NEWUTS | (options ? NEWNS | NEWIPC : 0);
+    made->plan.options = options;
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/setgroups", "deny");
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/gid_map", "0 0 1\n");
     add(made, FNS_OP_WRITE, FNS_STAGE_ID_MAP, "/proc/self/uid_map", "0 0 1\n");
     add(made, FNS_OP_HOSTNAME, FNS_STAGE_HOSTNAME, NULL, hostname);
     finish(made);
     template->server.plan.options |= FNS_PLAN_SERVER;
+    template->server.plan.clone_flags |= options ? NEWNS : 0;
     template->server.plan.sandbox = &made->plan;
     CHECK_EQUAL(fns_plan_check(&template->server.plan, &bad), 0);
     CHECK_EQUAL(fns_server_start(&template->server.plan, null, 0, &template->process, &error), 0);
     close(null);
+}
+
+static void start(struct template *template, const char *hostname)
+{
+    start_with(template, hostname, 0);
 }
 
 /* Spawns over `connection`, reaps over `reaper`. */
@@ -400,6 +408,50 @@ static void kills_a_quiet_one_alone(void)
     CHECK_EQUAL(open_fds(), before);
 }
 
+/* A room is thrown away when its command could not start, was killed, or has left something. These plans show the
+ * host's terminals, which may change at any time, so a room may also be thrown away without such a cause. */
+static void serves_again_in_a_room(void)
+{
+    static struct template template;
+    struct command command;
+    struct fns_result result;
+    struct fns_error error;
+    struct fns_stats stats;
+    uint64_t reused = 0;
+    int before = open_fds();
+    start_with(&template, "sandbox", FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS);
+    int other = fns_server_connect(&template.process, FNS_PATIENT);
+    for (int parked = 0; parked < 2; parked++) {
+        int connection = fns_server_connect(&template.process, FNS_PATIENT);
+        if (parked)
+            CHECK_EQUAL(fns_server_park(connection), 0);
+        for (int i = 0; i < ROUNDS; i++) {
+            char text[12];
+            snprintf(text, sizeof text, "%d", i);
+            struct fns_args args = probe_args(&command, "--exit", text, NULL);
+            CHECK_EQUAL(run_with_one_reply(&template, connection, &args, 0, &result, &error), 0);
+            CHECK_EQUAL(result.code, CLD_EXITED);
+            CHECK_EQUAL(result.status, i);
+            reused += (uint64_t)result.reused;
+        }
+        finds_no_command(&template, connection);
+        struct fns_args args = probe_args(&command, "--exit", "0", NULL);
+        CHECK_EQUAL(run_with_one_reply(&template, connection, &args, 0, &result, &error), 0);
+        CHECK_EQUAL(result.reused, 0);
+        is_killed_as_it_runs(&template, connection);
+        close(connection);
+    }
+    run(&template, other, other, 3); /* spawned beside the rooms */
+    CHECK_EQUAL(fns_server_stats(&template.process, other, &stats), 0);
+    CHECK(reused > ROUNDS && stats.rooms_made >= 4);
+    CHECK(stats.rooms_reused >= reused && stats.rooms_reused <= reused + 2); /* 2: not found */
+    close(other);
+    comes_to(children_of, &template, 0);
+    stop(&template);
+    no_child_is_left();
+    CHECK_EQUAL(open_fds(), before);
+}
+
 static void two_servers_are_strangers(void)
 {
     static struct template templates[2];
@@ -491,6 +543,7 @@ int main(int argc, char **argv)
     leaves_nothing_of_what_was_parked();
     spawns_what_is_parked();
     kills_a_quiet_one_alone();
+    serves_again_in_a_room();
     two_servers_are_strangers();
     ends_with_its_connection_and_its_server();
     puts("test_template: a server and its sandboxes");
