@@ -17,7 +17,7 @@ import fastns
 from fastns import IDMapping, Spec, Template
 from fastns._policy import cgroup_plan
 
-WAYS = ["direct", "init", "template", "ready"]
+WAYS = ["direct", "init", "template", "ready", "rooms"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
@@ -40,11 +40,17 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
-    """Yields a run() for sandboxes of a Spec with these fields. `way` is direct, init, template or
-    ready; the prefix "user" adds a new user namespace."""
+    """Yields a run() for sandboxes of a Spec with these fields. `way` is direct, init, template,
+    ready or rooms; the prefix "user" adds a new user namespace. Rooms need an overlay, so they have
+    one; fields that no room can have make them fresh sandboxes."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
-    if way.endswith(("template", "ready")):
+    if way == "rooms":
+        if fields.get("rootfs") is not None:
+            fields["overlay"] = True
+        with Template(Spec(**fields), ready=1, reuse=True) as template:
+            yield template.run
+    elif way.endswith(("template", "ready")):
         with Template(Spec(**fields), ready=2 if way == "ready" else 0) as template:
             yield template.run
     else:

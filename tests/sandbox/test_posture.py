@@ -16,13 +16,14 @@ from fastns.spec import DEFAULT_RLIMITS, READONLY_PATHS
 
 SPAWNS = 2000 if support.LONG else 250
 CHUNK = 250
-WAYS = ("direct", "init", "template", "ready", "kept")
+WAYS = ("direct", "init", "template", "ready", "kept", "rooms")
 VARY = ("boottime", "monotonic", "root", "hostname", "domainname")
 KINDS = {"pid", "mnt", "uts", "ipc", "net", "cgroup"}
 
 
-def plain(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without what always differs: numbers of inodes, mounts and devices."""
+def plain(report: dict[str, Any], in_room: bool = False) -> dict[str, Any]:
+    """The report without what always differs: numbers of inodes, mounts and devices, and in a room
+    the pid."""
     kept = {name: value for name, value in report.items() if name not in VARY}
     host = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in report["namespaces"]}
     kept["namespaces"] = sorted(
@@ -43,6 +44,11 @@ def plain(report: dict[str, Any]) -> dict[str, Any]:
         name: (entry["type"], entry["mode"], entry["uid"], entry["gid"], entry["target"])
         for name, entry in report["dev"].items()
     }
+    if in_room:
+        own = report["pid"]
+        for name in ("pid", "sid", "pgid"):
+            kept[name] = "own" if report[name] == own else "another's"
+        kept["proc_pids"] = ["own" if pid == own else "another's" for pid in report["proc_pids"]]
     return kept
 
 
@@ -53,21 +59,24 @@ def reports(way: str, spec: Spec) -> list[dict[str, Any]]:
         while len(found) < SPAWNS:
             for done in run_batch([["/probe"]] * CHUNK):
                 assert isinstance(done, fastns.CompletedSandbox), done
-                found.append(plain(json.loads(done.stdout)))
+                found.append(plain(json.loads(done.stdout), way == "rooms"))
 
     if way in ("direct", "init"):
         plan = compile(spec)
         assert plan.method == "direct"
         take(lambda jobs: fastns.run_batch(jobs, spec=plan))
     else:
-        with Template(spec, ready=4 if way == "ready" else None) as template:
+        ready = 4 if way == "ready" else None
+        with Template(spec, ready=ready, reuse=way == "rooms") as template:
             if way == "ready":  # one at a time: a batch uses no ready sandboxes
                 while len(found) < SPAWNS:
                     done = template.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
                     found.append(plain(json.loads(done.stdout)))
             else:
                 take(template.run_batch)
-            assert (template.stats().networks_reused > SPAWNS // 2) is (way == "kept")
+            stats = template.stats()
+            assert (stats.networks_reused > SPAWNS // 2) is (way == "kept")
+            assert (stats.rooms_reused > SPAWNS // 2) is (way == "rooms")
     return found
 
 
@@ -89,13 +98,14 @@ def expected_limits() -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_thousands_of_reports_are_the_same(way: str, probe_rootfs: Path) -> None:
-    spec = Spec(rootfs=probe_rootfs, init=way == "init", read_only=way == "kept")
+    given = {"init": way == "init", "read_only": way == "kept", "overlay": way == "rooms"}
+    spec = Spec(rootfs=probe_rootfs, **given)
     first, *others = reports(way, spec)
     for number, other in enumerate(others, 1):
         differs = {name: (first[name], other[name]) for name in first if first[name] != other[name]}
         assert not differs, (number, differs)
 
-    root, init = support.is_root(), way == "init"
+    root, init, rooms = support.is_root(), way == "init", way == "rooms"
     assert first["capabilities"] == dict.fromkeys(
         ("effective", "permitted", "inheritable", "bounding", "ambient"), 0
     )
@@ -107,9 +117,10 @@ def test_thousands_of_reports_are_the_same(way: str, probe_rootfs: Path) -> None
     if root:
         assert first["dev"]["shm"][2:4] == (0, 0)
         assert first["dev"]["null"][1:4] == (0o666, 65534, 65534)  # owned by nobody
-    assert (first["pid"], first["ppid"]) == ((2, 1) if init else (1, 0))
-    assert first["sid"] == first["pgid"] == (2 if init else 1) or init
-    assert first["proc_pids"] == ([1, 2] if init else [1])
+    pid = "own" if rooms else 2 if init else 1
+    assert (first["pid"], first["ppid"]) == (pid, 1 if init or rooms else 0)
+    assert first["sid"] == first["pgid"] == pid or init
+    assert first["proc_pids"] == ([1, 2] if init else [pid])  # a room's pid 1 is hidden
     assert (first["uid"], first["gid"], first["umask"]) == (0, 0, 0o022)
     assert first["groups"] == ([] if root else first["groups"])
     assert first["environ"] == [
@@ -135,6 +146,30 @@ def test_thousands_of_reports_are_the_same(way: str, probe_rootfs: Path) -> None
     for point in READONLY_PATHS:
         assert not os.path.exists(point) or "ro" in mounts[point]
     assert "ro" in mounts["/sys"]
+
+
+def test_a_command_in_a_room_has_the_posture_of_a_fresh_one(probe_rootfs: Path) -> None:
+    """Its pid and the options of mounts differ, as rooms need."""
+    spec = Spec(rootfs=probe_rootfs, overlay=True)
+    found = []
+    for reuse in (False, True):
+        with Template(spec, reuse=reuse, ready=1) as template:
+            template.run(["/true"], stdin=fastns.DEVNULL)
+            done = template.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
+            assert done.reused is reuse
+            found.append(plain(json.loads(done.stdout), in_room=True))
+    fresh, room = found
+    assert (fresh.pop("ppid"), room.pop("ppid")) == (0, 1)
+    ways = {
+        "proc": {"hidepid=2", "hidepid=invisible"},
+        **{kind: {"noatime", "relatime"} for kind in ("tmpfs", "devpts", "overlay")},
+    }
+    for report in found:
+        mounts = report["mounts"]
+        report["mounts"] = [
+            [word for word in mount if word not in ways.get(mount[1], ())] for mount in mounts
+        ]
+    assert room == fresh
 
 
 def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:

@@ -18,7 +18,7 @@ from inside import runner
 import fastns
 from fastns import SpawnError, Spec
 
-WAYS = ["direct", "init", "user", "template", "ready", "user-template"]
+WAYS = ["direct", "init", "user", "template", "ready", "user-template", "rooms"]
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
