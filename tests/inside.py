@@ -14,10 +14,10 @@ from typing import Any
 import support
 
 import fastns
-from fastns import IDMapping, Spec, Template
+from fastns import Container, IDMapping, Spec, Template
 from fastns._policy import cgroup_plan
 
-WAYS = ["direct", "init", "template", "ready", "rooms"]
+WAYS = ["direct", "init", "template", "ready", "rooms", "container"]
 
 
 def shell(root: Path | None, script: str, **fields: Any) -> str:
@@ -41,8 +41,8 @@ def shell(root: Path | None, script: str, **fields: Any) -> str:
 @contextlib.contextmanager
 def runner(way: str, **fields: Any) -> Iterator[Any]:
     """Yields a run() for sandboxes of a Spec with these fields. `way` is direct, init, template,
-    ready or rooms; the prefix "user" adds a new user namespace. Rooms need an overlay, so they have
-    one; fields that no room can have make them fresh sandboxes."""
+    ready, rooms or container; the prefix "user" adds a new user namespace. Rooms need an overlay,
+    so they have one; fields that no room can have make them fresh sandboxes."""
     if way.startswith("user"):
         fields["namespaces"] = {"user": "new"}
     if way == "rooms":
@@ -50,6 +50,9 @@ def runner(way: str, **fields: Any) -> Iterator[Any]:
             fields["overlay"] = True
         with Template(Spec(**fields), ready=1, reuse=True) as template:
             yield template.run
+    elif way.endswith("container"):
+        with Container(Spec(**fields)) as container:
+            yield container.run
     elif way.endswith(("template", "ready")):
         with Template(Spec(**fields), ready=2 if way == "ready" else 0) as template:
             yield template.run

@@ -10,6 +10,7 @@ import re
 
 from fastns import _core, _view
 from fastns._compile import compile_for, search_path
+from fastns._compile.container import compile_container_for
 from fastns._compile.decide import Caller, Decisions, decide, is_spared
 from fastns._compile.ops import Op
 from fastns._compile.template import _as_a_templates, _why_fresh, compile_template_for
@@ -67,6 +68,11 @@ def of_this_caller(spec: Spec, layout: _view.Layout | None = None) -> _core.Plan
 def template(spec: Spec, caller: Caller, *, reuse: bool = False) -> _core.Plan:
     """The plan of a template's server, which contains the plan of each sandbox."""
     return compile_template_for(spec, caller, LAYOUT, reuse=reuse)
+
+
+def container(spec: Spec, caller: Caller) -> _core.Plan:
+    """The plan of a container's server, which contains the plan of each command."""
+    return compile_container_for(spec, caller, LAYOUT)
 
 
 def why_fresh(spec: Spec, caller: Caller) -> str:

@@ -15,6 +15,8 @@
 #include "loop.h"
 #include "spawn.h"
 
+enum { LARGE_PIPE = 1 << 20 };
+
 /* ---- one job ------------------------------------------------------------------------------------ */
 
 /* Makes a job's pipes. The caller's ends are non-blocking and go into job->io. The sandbox's ends go into the arguments
@@ -32,6 +34,8 @@ static int make_pipes(struct fns_job *job, struct fns_args *args, int theirs[3])
         theirs[i] = args->stdio[i] = ends[i != 0];
         if (fcntl(job->io.fds[i], F_SETFL, O_NONBLOCK) < 0)
             return -errno;
+        if (job->args.transfer && fcntl(ends[0], F_SETPIPE_SZ, LARGE_PIPE) < 0)
+            errno = 0; /* it is only slower */
         /* A command can open a pipe again (/dev/stderr) only if it owns the pipe. Ignore an error: the caller may lack
          * the right to change the owner. */
         if ((job->plan->pipe_uid || job->plan->pipe_gid) &&
@@ -78,7 +82,11 @@ static int start_process(struct fns_job *job, struct fns_args *args, int connect
 {
     struct fns_process *process = &job->io.process;
     uint64_t time_ns = runs && job->timeout_ns >= 0 ? (uint64_t)job->timeout_ns + 1 : 0;
-    int ret = fns_cgroup_take(job->groups, &job->cgroup, args, &job->error);
+    int ret = 0;
+    if (job->whole)
+        fns_cgroup_share(job->groups, job->whole, &job->cgroup);
+    else
+        ret = fns_cgroup_take(job->groups, &job->cgroup, args, &job->error);
     if (ret < 0)
         return ret;
     if (!job->server)
@@ -181,6 +189,11 @@ void fns_job_finish(struct fns_job *job)
     /* BROKEN: the server did not reply and was killed, and the sandbox with it. */
     if (reaped < 0 && io->killed &&
         (job->error.detail == FNS_DETAIL_KILLED || job->error.detail == FNS_DETAIL_BROKEN)) {
+        end_killed(job);
+        reaped = 0;
+    }
+    if (reaped < 0 && job->whole && fns_is_over(&job->cgroup)) {
+        io->killed = 1; /* with its container */
         end_killed(job);
         reaped = 0;
     }

@@ -345,7 +345,7 @@ int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struc
 {
     int ret = -EBUSY, made;
     cgroup->number = -1;
-    cgroup->n_fds = 0;
+    cgroup->n_fds = cgroup->shared = 0;
     if (!groups)
         return 0;
     /* EBUSY: it looked empty but could not be recreated. */
@@ -371,6 +371,23 @@ int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struc
     return 0;
 }
 
+static int is_a_cause(unsigned kind)
+{
+    return kind == FNS_COUNT_OOM_KILLS || kind == FNS_COUNT_PIDS_REFUSED;
+}
+
+void fns_cgroup_share(struct fns_cgroups *groups, const struct fns_cgroup *whole,
+                      struct fns_cgroup *cgroup)
+{
+    const struct fns_cgroup_plan *plan = &groups->plan;
+    cgroup->number = whole->number;
+    cgroup->n_fds = 0;
+    cgroup->shared = 1;
+    for (unsigned i = 0; i < plan->n_counters; i++)
+        if (is_a_cause(plan->counters[i].kind))
+            cgroup->before[i] = fns_cgroup_count(plan, whole->number, &plan->counters[i]);
+}
+
 static uint64_t count(const struct fns_cgroups *groups, int number,
                       const struct fns_cgroup_counter *counter, uint64_t before)
 {
@@ -391,17 +408,22 @@ void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup)
     for (int kind = 0; kind < FNS_COUNTS; kind++)
         cgroup->counts[kind] = FNS_NO_COUNT;
     int over = 0;
-    if (groups->watch) { /* before the number is used again */
+    if (groups->watch && cgroup->shared)
+        cgroup->counts[FNS_COUNT_CPU_TIME_OVER] =
+            (uint64_t)fns_cpu_watch_is_over(groups->watch, cgroup->number);
+    if (groups->watch && !cgroup->shared) { /* before the number is used again */
         over = fns_cpu_watch_remove(groups->watch, cgroup->number);
         cgroup->counts[FNS_COUNT_CPU_TIME_OVER] = (uint64_t)over;
     }
     for (unsigned i = 0; i < groups->plan.n_counters; i++) {
         const struct fns_cgroup_counter *counter = &groups->plan.counters[i];
-        cgroup->counts[counter->kind] = count(groups, cgroup->number, counter, cgroup->before[i]);
+        if (!cgroup->shared || is_a_cause(counter->kind))
+            cgroup->counts[counter->kind] =
+                count(groups, cgroup->number, counter, cgroup->before[i]);
     }
     /* Never reuse a cgroup after a write to its cgroup.kill. Linux counts these writes, and kills a process cloned into
      * the cgroup if the count differs from that of the parent's cgroup. */
-    if (!over || remove_all(groups, cgroup->number) < 0) {
+    if (!cgroup->shared && (!over || remove_all(groups, cgroup->number) < 0)) {
         int empty = !over && is_empty(&groups->plan, cgroup->number, 0);
         put_back(groups, (struct waiting){.number = cgroup->number, .unusable = over}, empty);
     }

@@ -200,6 +200,17 @@ int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number)
     return over;
 }
 
+int fns_cpu_watch_is_over(struct fns_cpu_watch *watch, int number)
+{
+    int over = 0;
+    pthread_mutex_lock(&watch->lock);
+    for (size_t i = 0; i < watch->n; i++)
+        if (watch->watched[i].number == number)
+            over = watch->watched[i].over;
+    pthread_mutex_unlock(&watch->lock);
+    return over;
+}
+
 void fns_cpu_watch_stop(struct fns_cpu_watch *watch, int force)
 {
     if (watch->owner != getpid())

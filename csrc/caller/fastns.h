@@ -106,6 +106,7 @@ struct fns_cgroup_plan {
 /* One sandbox's cgroups. */
 struct fns_cgroup {
     int number; /* -1: none */
+    int shared; /* by the commands of a container; it is the container's to give back */
     uint32_t n_fds, clone_into;
     int fds[FNS_MAX_GROUPS];
     uint64_t before[FNS_COUNTS]; /* the plan's counters before the start */
@@ -126,7 +127,17 @@ void fns_cgroups_close(struct fns_cgroups *groups);
 int fns_cgroup_take(struct fns_cgroups *groups, struct fns_cgroup *cgroup, struct fns_args *args,
                     struct fns_error *error);
 void fns_cgroup_entered(struct fns_cgroup *cgroup);
+/* Instead of fns_cgroup_take(), for a command of a container, whose cgroup is `whole`. Of the command's counts, only those
+ * are known that may be the cause of its end. */
+void fns_cgroup_share(struct fns_cgroups *groups, const struct fns_cgroup *whole,
+                      struct fns_cgroup *cgroup);
 void fns_cgroup_give(struct fns_cgroups *groups, struct fns_cgroup *cgroup);
+
+/* After fns_cgroup_give(): whether the CPU time was used up, and so everything in the cgroup was killed. */
+static inline int fns_is_over(const struct fns_cgroup *cgroup)
+{
+    return cgroup->counts[FNS_COUNT_CPU_TIME_OVER] == 1;
+}
 
 struct fns_result {
     int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
@@ -167,9 +178,11 @@ enum fns_patience { FNS_AT_ONCE, FNS_PATIENT, FNS_MAY_GIVE_UP };
 int fns_spawn(const struct fns_plan *plan, const struct fns_args *args, uint64_t time_ns,
               struct fns_process *process, struct fns_error *error);
 
-/* Starts a template's server, from a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null; `userns`: as in
- * fns_args. The server and all its sandboxes end when the caller ends or the control socket is closed. */
-int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
+/* Starts the server of a template or a container, from a plan with FNS_PLAN_SERVER. `null`: an fd >= 3 of /dev/null;
+ * `userns`: as in fns_args. The server enters a cgroup of `groups`, which the caller gives back after its end (NULL: it
+ * enters none). The server and all its sandboxes end when the caller ends or the control socket is closed. */
+int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_cgroups *groups,
+                     struct fns_cgroup *cgroup, struct fns_process *server,
                      struct fns_error *error);
 void fns_server_stop(const struct fns_process *server); /* its fds stay open for other threads */
 void fns_server_close(struct fns_process *server);
@@ -190,6 +203,9 @@ int fns_server_spawn(const struct fns_process *server, int connection,
 
 /* Waits for the end of a sandbox from fns_server_spawn(), and reaps it. -ECANCELED: the server is gone. */
 int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result);
+
+/* Kills such a sandbox, then acts as fns_server_reap(). In a container it kills all that the command has started. */
+int fns_server_kill(int connection, const struct fns_process *process, struct fns_result *result);
 
 /* fns_server_run() requests a sandbox without waiting for its start, and sets process->remote. The connection becomes
  * readable when the sandbox has ended or could not be started. Then fns_server_end() returns 0, or fails like
@@ -295,6 +311,7 @@ struct fns_job {
     const struct fns_plan *plan;
     const struct fns_process *server; /* a template's, whose plan->sandbox is `plan`; NULL: none */
     struct fns_cgroups *groups;       /* NULL: none */
+    const struct fns_cgroup *whole;   /* a container's, which its commands share; NULL: none */
     struct fns_args args;
     unsigned pipes;     /* enum fns_pipes bits */
     int connection;     /* for a batch's only job: to the server, closed by the caller; 0: none */

@@ -101,10 +101,14 @@ int fns_plan_check(const struct fns_plan *plan, int *bad_op)
         return -EINVAL;
     if ((plan->options & FNS_PLAN_SERVER) &&
         (!plan->sandbox ||
-         (plan->sandbox->options & ~(FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS | FNS_PLAN_AHEAD)) ||
-         !(plan->clone_flags & plan->sandbox->clone_flags & FNS_CLONE_NEWPID)))
+         (plan->sandbox->options &
+          ~(FNS_PLAN_NETWORKS | FNS_PLAN_ROOMS | FNS_PLAN_AHEAD | FNS_PLAN_CONTAINER)) ||
+         !(plan->clone_flags & FNS_CLONE_NEWPID)))
         return -EINVAL;
-    if (from_outside &&
+    int is_container = plan->sandbox && plan->sandbox->options & FNS_PLAN_CONTAINER;
+    if (plan->sandbox && !is_container == !(plan->sandbox->clone_flags & FNS_CLONE_NEWPID))
+        return -EINVAL;
+    if (from_outside && !(plan->options & FNS_PLAN_CONTAINER) &&
         (!plan->uid_map || !plan->gid_map || !(plan->clone_flags & FNS_CLONE_NEWUSER)))
         return -EINVAL;
     if ((plan->options & FNS_PLAN_INIT) && !(plan->clone_flags & FNS_CLONE_NEWPID))

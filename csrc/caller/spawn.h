@@ -109,6 +109,9 @@ int fns_cpu_watch_add(struct fns_cpu_watch *watch, const struct fns_cgroup *cgro
 /* Stops watching a cgroup. Returns whether its processes were killed. */
 int fns_cpu_watch_remove(struct fns_cpu_watch *watch, int number);
 
+/* Whether a cgroup was killed. */
+int fns_cpu_watch_is_over(struct fns_cpu_watch *watch, int number);
+
 /* Ends the thread, unless `force` is 0 and it still watches a cgroup. In a forked process, which does not have the
  * thread, does nothing. fns_cpu_watch_close() does the same as with `force`, and frees the watch. */
 void fns_cpu_watch_stop(struct fns_cpu_watch *watch, int force);

@@ -239,15 +239,22 @@ static void set_result(const struct fns_ended *ended, struct fns_result *result)
 
 /* ---- a server -------------------------------------------------------------------------------- */
 
-int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_process *server,
-                     struct fns_error *error)
+int fns_server_start(const struct fns_plan *plan, int null, int userns, struct fns_cgroups *groups,
+                     struct fns_cgroup *cgroup, struct fns_process *server, struct fns_error *error)
 {
     char *none[] = {NULL};
-    const struct fns_args args = {
+    struct fns_args args = {
         .argv = none, .envp = none, .paths = none, .userns = userns, .stdio = {null, null, null}};
-    int ret = fns_spawn(plan, &args, 0, server, error);
-    if (ret < 0)
+    struct fns_cgroup unlimited;
+    cgroup = cgroup ? cgroup : &unlimited;
+    int ret = fns_cgroup_take(groups, cgroup, &args, error);
+    if (ret == 0)
+        ret = fns_spawn(plan, &args, 0, server, error);
+    fns_cgroup_entered(cgroup);
+    if (ret < 0) {
+        fns_cgroup_give(groups, cgroup);
         return ret;
+    }
     int self = fns_open_pidfd(getpid());
     ret = self < 0 ? self : limit_waits(server->control);
     if (ret == 0)
@@ -257,6 +264,7 @@ int fns_server_start(const struct fns_plan *plan, int null, int userns, struct f
         return 0;
     fns_server_stop(server);
     fns_server_close(server);
+    fns_cgroup_give(groups, cgroup);
     return fns_set_error(error, FNS_STAGE_HELPER, -1, ret == -EPIPE ? ECANCELED : ret);
 }
 
@@ -445,13 +453,24 @@ int fns_server_spawn(const struct fns_process *server, int connection,
     return 0;
 }
 
-int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
+static int reap(int connection, const struct fns_process *process, enum fns_request_kind kind,
+                struct fns_result *result)
 {
     struct fns_ended ended;
-    int ret = request_end(process->server, connection, FNS_REQUEST_REAP, process->number, &ended);
+    int ret = request_end(process->server, connection, kind, process->number, &ended);
     if (ret == 0)
         set_result(&ended, result);
     return ret;
+}
+
+int fns_server_reap(int connection, const struct fns_process *process, struct fns_result *result)
+{
+    return reap(connection, process, FNS_REQUEST_REAP, result);
+}
+
+int fns_server_kill(int connection, const struct fns_process *process, struct fns_result *result)
+{
+    return reap(connection, process, FNS_REQUEST_KILL, result);
 }
 
 int fns_server_look(int connection, const struct fns_process *process, int *pidfd)

@@ -84,6 +84,14 @@ int fns_op_rlimit(struct fns_child *child, const struct fns_op *op)
         limit.soft = min(limit.soft, half);
         limit.hard = min(limit.hard, half);
     }
+    if (op->how & FNS_HOW_RAISE) {
+        result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, 0, &now);
+        /* The kernel may refuse a value that it has accepted before (/proc/sys/fs/nr_open). */
+        if (result >= 0 && limit.soft <= now.soft && limit.hard <= now.hard)
+            return 0;
+        limit.soft = limit.soft > now.soft ? limit.soft : now.soft;
+        limit.hard = limit.hard > now.hard ? limit.hard : now.hard;
+    }
     if (result >= 0)
         result = (int)fns_sys4(__NR_prlimit64, 0, op->flags, &limit, 0);
     /* OPTIONAL is for one case: the hard limit is already lower, and this process cannot raise it. */
@@ -101,6 +109,8 @@ int fns_op_umask(struct fns_child *child, const struct fns_op *op)
 int fns_op_setgroups(struct fns_child *child, const struct fns_op *op)
 {
     uint32_t groups[FNS_MAX_GIDS]; /* aligned, unlike the strings */
+    if (child->args->has_ids)
+        return (int)fns_sys2(__NR_setgroups, 0, 0);
     if (op->arg > FNS_MAX_GIDS)
         return -EINVAL;
     memcpy(groups, child->plan->strings + op->data, op->arg * sizeof *groups);
@@ -109,12 +119,14 @@ int fns_op_setgroups(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_setgid(struct fns_child *child, const struct fns_op *op)
 {
-    return (int)fns_sys3(__NR_setresgid, op->arg, op->arg, op->arg);
+    uint64_t gid = child->args->has_ids ? child->args->gid : op->arg;
+    return (int)fns_sys3(__NR_setresgid, gid, gid, gid);
 }
 
 int fns_op_setuid(struct fns_child *child, const struct fns_op *op)
 {
-    return (int)fns_sys3(__NR_setresuid, op->arg, op->arg, op->arg);
+    uint64_t uid = child->args->has_ids ? child->args->uid : op->arg;
+    return (int)fns_sys3(__NR_setresuid, uid, uid, uid);
 }
 
 /* Set after the change of ids, which would clear it (commit_creds()). If the caller has already ended, its end

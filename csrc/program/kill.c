@@ -25,6 +25,10 @@ static int open_pid_namespace(int pid)
 
 void fns_kill(struct fns_sandbox *sandbox)
 {
+    if (fns_is_container()) {
+        fns_kill_command(sandbox);
+        return;
+    }
     if (sandbox->pid <= 0) /* reaped: its pid may belong to another process by now */
         return;
     if (sandbox->pid_namespace < 0)

@@ -152,7 +152,8 @@ static uint32_t write_own_files(struct fns_start *start, uint32_t first, uint32_
         set_dumpable(start, 1);
     run_ops(start, first, next);
     /* Sandboxes share the server's memory, and so its dumpable flag. To write their own maps they need it set. */
-    int server_maps = plan->id_map == FNS_ID_MAP_SELF && plan->options & FNS_PLAN_SERVER;
+    int server_maps = plan->id_map == FNS_ID_MAP_SELF && plan->options & FNS_PLAN_SERVER &&
+                      !(start->sandbox.options & FNS_PLAN_CONTAINER);
     if (n_writes && !server_maps)
         set_dumpable(start, 0);
     while (mapped && next < end && is_map(&plan->ops[next]))
@@ -196,6 +197,9 @@ static _Noreturn void start_sandbox(struct fns_start *start, uint32_t next)
     if (plan->options & FNS_PLAN_SERVER) {
         if (fns_run_last_ops(child) < 0)
             fns_start_failed(start);
+        /* Processes with the same ids may run beside a container's server. A change of ids has reset this. */
+        if (start->sandbox.options & FNS_PLAN_CONTAINER)
+            set_dumpable(start, 0);
         fns_hide_arguments(start);
         fns_serve(start);
     }

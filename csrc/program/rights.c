@@ -18,7 +18,8 @@ int fns_op_bounding(struct fns_child *child, const struct fns_op *op)
 
 int fns_op_capabilities(struct fns_child *child, const struct fns_op *op)
 {
-    const struct fns_capabilities sets = {op->arg, op->arg, op->arg};
+    const uint64_t own = op->arg | op->flags;
+    const struct fns_capabilities sets = {own, own, op->arg};
     long result = fns_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0);
     if (result >= 0)
         result = fns_capset(&sets);

@@ -147,6 +147,13 @@ static int is_ahead(const struct fns_plan *plan)
     return (plan->options & FNS_PLAN_AHEAD) != 0;
 }
 
+/* Sets the limit on open files, which the server has raised for itself. */
+static int cap_files(struct fns_slot *slot)
+{
+    long result = slot->files ? fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, slot->files, 0) : 0;
+    return result < 0 ? fns_child_failed(&slot->sandbox->child, FNS_STAGE_RLIMIT, result) : 0;
+}
+
 /* Does everything that does not depend on the request, then waits for it. */
 static int park(struct fns_slot *slot, int connection, uint32_t n_before)
 {
@@ -177,17 +184,50 @@ static void run_command(struct fns_slot *slot, uint32_t n_before)
 {
     struct fns_child *child = &slot->sandbox->child;
     int ahead = slot->sandbox->is_parked && is_ahead(child->plan);
-    long result = slot->files ? fns_sys4(__NR_prlimit64, 0, FNS_RLIMIT_NOFILE, slot->files, 0) : 0;
-    if (result < 0)
-        fns_child_failed(child, FNS_STAGE_RLIMIT, result);
-    else
-        result =
-            ahead ? fns_run_one(child, n_before) : fns_run_ops(child, n_before, child->plan->n_ops);
+    if (cap_files(slot) < 0)
+        return;
+    int result =
+        ahead ? fns_run_one(child, n_before) : fns_run_ops(child, n_before, child->plan->n_ops);
     if (result < 0 || fns_change_directory(child) < 0) /* the server has reset all signal actions */
         return;
     if (ahead)
         fns_execute_command(child);
     else
+        fns_execute(child);
+}
+
+/* Moves files in place of an exec. Signals stay blocked, so the end of a pipe is an error and no signal. */
+static void transfer(struct fns_child *child)
+{
+    if (fns_run_last_ops(child) < 0)
+        return;
+    child->progress = FNS_PROGRESS_EXEC;
+    /* Releases the lock of the status pipe, as an exec would. */
+    FNS_IGNORE(fns_sys3(__NR_close_range, 3, ~0u, 0), "the arguments are valid");
+    fns_quit(fns_run_transfer(child->args));
+}
+
+/* As run_command(), in a container. Files are moved with the command's ids, but without its limits. */
+static void run_in_container(struct fns_slot *slot)
+{
+    struct fns_child *child = &slot->sandbox->child;
+    const struct fns_plan *plan = child->plan;
+    uint32_t n_ids = 0;
+    int result = 0, file = child->args->files;
+    while (n_ids < plan->n_ops && plan->ops[n_ids].code != FNS_OP_RLIMIT)
+        n_ids++;
+    if (fns_run_ops(child, 0, n_ids) < 0)
+        return;
+    if (child->args->transfer)
+        transfer(child);
+    if (file)
+        result = fns_put_files(file);
+    if (result < 0)
+        fns_child_failed(child, FNS_STAGE_FILE, result);
+    if (file)
+        fns_close(file);
+    if (result == 0 && cap_files(slot) == 0 && fns_run_ops(child, n_ids, plan->n_ops) == 0 &&
+        fns_change_directory(child) == 0)
         fns_execute(child);
 }
 
@@ -230,7 +270,10 @@ int fns_sandbox_main(void *arg)
     if ((!sandbox->is_parked && fns_run_ops(child, 0, n_before) < 0) ||
         (is_spawn && report_running(slot, own[0], own[1]) < 0))
         return FNS_EXIT_FAILED;
-    run_command(slot, n_before);
+    if (child->plan->options & FNS_PLAN_CONTAINER)
+        run_in_container(slot);
+    else
+        run_command(slot, n_before);
     if (is_spawn)
         FNS_IGNORE(fns_write_retrying(own[1], &child->error, sizeof child->error),
                    "this process ends in any case");

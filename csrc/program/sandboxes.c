@@ -40,10 +40,12 @@ static long raise_files(void)
 long fns_open_sandboxes(const struct fns_plan *sandbox, int userns)
 {
     plan = sandbox;
-    userns_to_join = userns;
+    userns_to_join = fns_is_container() ? 0 : userns;
     long result = fns_open_tables((plan->options & FNS_PLAN_ROOMS) != 0);
     if (result >= 0)
         result = raise_files();
+    if (fns_is_container())
+        return result < 0 ? result : fns_open_container();
     if (result >= 0)
         result = closer = fns_closer_start();
     if (result >= 0 && plan->options & FNS_PLAN_NETWORKS)
@@ -73,7 +75,8 @@ static long clone_sandbox(struct fns_slot *slot, const struct fns_request *reque
     sandbox->child.entered = into;
     int was_taken = slot->taken; /* a queued request is in it */
     slot->taken = 1;
-    long pid = fns_clone_call(&args, fns_sandbox_main, slot);
+    int (*entry)(void *) = fns_is_container() ? fns_supervisor_main : fns_sandbox_main;
+    long pid = fns_clone_call(&args, entry, slot);
     if (pid == -ENOSYS && into) { /* without clone3(2), the sandbox enters its cgroups itself */
         sandbox->child.entered = 0;
         args.flags &= ~FNS_CLONE_INTO_CGROUP;
@@ -123,10 +126,14 @@ static long launch(struct fns_slot *slot, int connection, int network,
     fns_set_pid(sandbox, (int)pid);
     fns_connection(connection)->sandbox = sandbox;
     fns_watch_sandbox(sandbox);
+    has_started = 1;
+    if (fns_is_container()) {
+        fns_close(pidfd);
+        return 0;
+    }
     /* The closer keeps the mount namespace open until the sandbox's end was reported. */
     int mounts = fns_done_with(pidfd, fns_sys3(__NR_ioctl, pidfd, FNS_PIDFD_GET_MNT_NAMESPACE, 0));
     sandbox->mounts = fns_done_with(mounts, mounts < 0 ? FNS_NONE : fns_closer_hold(mounts));
-    has_started = 1;
     return 0;
 }
 
@@ -242,6 +249,11 @@ static int park(int connection)
 int fns_has_rooms(void)
 {
     return (plan->options & FNS_PLAN_ROOMS) != 0;
+}
+
+int fns_is_container(void)
+{
+    return (plan->options & FNS_PLAN_CONTAINER) != 0;
 }
 
 int fns_make_room(int connection)
@@ -403,6 +415,12 @@ static void end_sandbox(struct fns_sandbox *sandbox, int code, int status)
         fns_count_alive(sandbox->batch, -1);
         run_queue();
     }
+    if (sandbox->replied) {
+        fns_free_sandbox(sandbox);
+        if (connection != FNS_NONE && fns_connection(connection)->is_closed)
+            fns_forget(connection);
+        return;
+    }
     if (is_unused(sandbox)) {
         if (is_room)
             end_idle_room(sandbox, connection);
@@ -492,7 +510,10 @@ int fns_reap(int pid)
         sandbox->network = FNS_NONE;
         if (sandbox->is_room)
             leave_last(sandbox, &usage);
-        memcpy(sandbox->end.usage, &usage, sizeof usage);
+        if (fns_is_container())
+            fns_supervisor_ended(sandbox, &info);
+        if (!sandbox->code) /* a supervisor has left the usage of its command there */
+            memcpy(sandbox->end.usage, &usage, sizeof usage);
         end_sandbox(sandbox, info.code, info.status);
         if (network != FNS_NONE) /* after the reply */
             fns_give_network(network, exposed);
@@ -503,7 +524,7 @@ int fns_reap(int pid)
 /* Whether the command runs and no REAP waits for its end yet. */
 static int is_on_its_own(const struct fns_sandbox *sandbox)
 {
-    int has_left = sandbox->slot->sandbox != sandbox || !sandbox->slot->taken;
+    int has_left = sandbox->slot->sandbox != sandbox || !sandbox->slot->taken || fns_is_container();
     return has_left && sandbox->reported && !sandbox->is_awaited &&
            sandbox->child.progress == FNS_PROGRESS_EXEC;
 }
@@ -517,6 +538,7 @@ void fns_reap_ended(int pid)
         fns_reap(pid);
         has_strays |= !known;
     }
+    has_strays |= fns_is_container(); /* what commands have left running may have ended too */
     fns_reap(closer);
     for (struct fns_sandbox *at = fns_newest_watched(), *older; at; at = older) {
         older = at->older;
@@ -562,6 +584,8 @@ int fns_do_chores(int idle)
     int killed = fns_check_killed(), look_again = fns_check_networks();
     if (has_strays)
         return 0;
+    if (fns_is_container() && fns_check_killed_commands())
+        return 1;
     if (fns_closer_pending())
         return CLOSE_MS;
     if (look_again != FNS_NONE)

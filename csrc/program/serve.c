@@ -12,6 +12,9 @@
  *   tables.c              slots, sandboxes and batches
  *   keeper.c, proof.c     rooms
  *   networks.c            network namespaces that serve more than one sandbox
+ *   container.c, supervisor.c
+ *                         commands in the server's own namespaces
+ *   transfer.c            files into a container and out of it
  *   closer.c              a process beside the server, which takes mount namespaces down
  */
 #include "program.h"
@@ -119,7 +122,8 @@ static void read_request(int connection)
     struct fns_received *received = slot ? &slot->received : &no_slot;
     const struct fns_request *request = fns_request_of(received);
     fns_receive(connection, FNS_MSG_DONTWAIT, received);
-    if (at->sandbox && at->sandbox->reported && !at->sandbox->is_awaited) {
+    if (at->sandbox &&
+        (at->sandbox->replied || (at->sandbox->reported && !at->sandbox->is_awaited))) {
         at->sandbox->connection = FNS_NONE; /* after RUNNING it needs no connection */
         at->sandbox = 0;
     }
@@ -222,7 +226,7 @@ _Noreturn void fns_serve(struct fns_start *start)
     int userns = start->child.userns;
     struct epoll_event events[MAX_EVENTS];
     fns_start_check(start, fns_close_but(control, status, userns));
-    fns_start_check(start, userns ? fns_close_on_exec(userns) : 0);
+    fns_start_check(start, userns > 0 ? fns_close_on_exec(userns) : 0); /* -1: joined already */
     fns_start_check(start, fns_open_connections());
     fns_start_check(start, fns_watch(control, FNS_PEER_CONTROL));
     fns_start_check(start, listen_for_ends());

@@ -6,7 +6,7 @@
 #include "child.h"
 #include "shared/wire.h"
 
-enum { FNS_NONE = -1, FNS_SLOT_STACK = 65536 };
+enum { FNS_NONE = -1, FNS_SLOT_STACK = 131072 };
 
 /* A request, with the fds that came with it. */
 struct fns_received {
@@ -43,6 +43,11 @@ struct fns_sandbox {
     volatile int request;       /* number of the request to reply to */
     uint32_t n_served;          /* of a room: how many commands have run */
     struct fns_usage before[2]; /* of a room: what its commands, and its keeper, had used */
+    /* In a container, where `pid` is the supervisor's (container.c): the command's pid, until it is reaped; how it has
+     * ended, as in siginfo (0: it has not); enum fns_ending. */
+    volatile int command, code, status;
+    volatile uint32_t ending;
+    volatile uint32_t replied; /* by the supervisor */
 
     int number;            /* index in the table, plus MAX_SANDBOXES for each earlier use */
     int pid;               /* 0: not cloned, or reaped */
@@ -56,6 +61,7 @@ struct fns_sandbox {
     int is_parked;         /* it was made ahead of its request */
     int is_awaited;        /* a REAP or KILL at `connection` waits for its end */
     int has_ended;         /* `end` is kept for a REAP */
+    int n_kills;           /* in a container: how often it was tried */
     struct fns_sandbox *older, **link; /* in the list of watched ones; link 0: not listed */
     struct fns_sandbox *next;          /* in the list of free ones */
     struct fns_ended end;
@@ -63,7 +69,9 @@ struct fns_sandbox {
 
 /* What a sandbox needs until its exec. A queued request has one too. */
 struct fns_slot {
-    volatile int taken; /* the kernel clears it when the sandbox has left (CLONE_CHILD_CLEARTID) */
+    /* The kernel clears both when the process has left (CLONE_CHILD_CLEARTID): */
+    volatile int taken;   /* the sandbox or, in a container, the supervisor is in this memory */
+    volatile int command; /* pid of a container's command that is in this memory */
     struct fns_sandbox *sandbox;
     int connection;        /* of the request that is queued here */
     uint64_t since;        /* when it began to wait: CLOCK_MONOTONIC, ns */
@@ -104,6 +112,42 @@ FNS_INLINE void fns_futex(volatile uint32_t *word, int op, uint32_t value)
     for (int tries = 0; result < 0 && tries < (op == FUTEX_WAKE ? FNS_TRIES : 1); tries++)
         result = fns_sys4(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, value, 0);
 }
+
+/* ---- container.c ------------------------------------------------------------------------------ */
+
+/* Whether a command has ended by itself, or is being ended with all it has started. */
+enum fns_ending { FNS_ENDING_RUNS, FNS_ENDING_ENDED, FNS_ENDING_KILLED };
+
+/* Sets `ending` if it is still RUNS. 1: it was. */
+FNS_INLINE int fns_set_ending(struct fns_sandbox *sandbox, enum fns_ending ending)
+{
+    uint32_t expected = FNS_ENDING_RUNS;
+    return __atomic_compare_exchange_n(&sandbox->ending, &expected, (uint32_t)ending, 0,
+                                       __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+/* Entry point of a supervisor's clone (supervisor.c). */
+int fns_supervisor_main(void *slot);
+
+/* Prepares for the rest. 0 or more, or -errno. */
+FNS_CHECKED long fns_open_container(void);
+
+/* After the end of a supervisor, sets how its command has ended. */
+void fns_supervisor_ended(struct fns_sandbox *sandbox, struct fns_siginfo *info);
+
+/* Begins to kill a command and all that it has started, unless it has ended. */
+void fns_kill_command(struct fns_sandbox *sandbox);
+
+/* Continues that. 1: some may not have ended yet. */
+int fns_check_killed_commands(void);
+
+/* ---- transfer.c ------------------------------------------------------------------------------- */
+
+/* Moves files as args->transfer says. Returns the exit status. */
+int fns_run_transfer(const struct fns_args *args);
+
+/* Puts what the records in a file describe. 0 or -errno. */
+FNS_CHECKED int fns_put_files(int file);
 
 /* ---- keeper.c --------------------------------------------------------------------------------- */
 
@@ -170,6 +214,8 @@ void fns_let_sandbox_read(int connection, int sandbox_reads);
 /* Waits for events for at most `ms` milliseconds (-1: no limit). Returns how many came, or -errno. */
 FNS_CHECKED int fns_await_events(struct epoll_event *events, int most, int ms);
 
+/* ---- replies.c -------------------------------------------------------------------------------- */
+
 /* Send a reply; `number` is that of its request. If that fails, the connection is shut down, so that whoever
  * waits for the reply reads end of file. */
 void fns_reply(int connection, const struct fns_ended *reply);
@@ -225,8 +271,9 @@ void fns_run_request(struct fns_slot *slot, int connection);
 /* Drops a connection's queued request with a reply, and closes the connection. 1: there was one. */
 int fns_drop_queued(int connection);
 
-/* Whether the template has rooms. */
+/* Whether the template has rooms, and whether this is a container. */
 int fns_has_rooms(void);
+int fns_is_container(void);
 
 /* Makes a room that takes its request from the connection. 1: it was started. */
 enum { FNS_MOST_FAILED_ROOMS = 2 };

@@ -52,7 +52,7 @@ struct fns_slot *fns_take_slot(long *error)
 {
     struct fns_slot *slot = 0;
     for (int i = 0; i < n_slots && !slot; i++)
-        if (!slots[i]->taken)
+        if (!slots[i]->taken && !slots[i]->command)
             slot = slots[i];
     if (!slot)
         slot = make_slot(error);
@@ -84,6 +84,9 @@ struct fns_sandbox *fns_new_sandbox(const struct fns_plan *plan, int userns)
     sandbox->network = FNS_NONE;
     sandbox->batch = sandbox->is_room = 0;
     sandbox->n_served = 0;
+    sandbox->command = sandbox->code = 0;
+    sandbox->replied = 0;
+    sandbox->ending = FNS_ENDING_RUNS;
     sandbox->end.queued = sandbox->end.rss_floor = 0;
     return sandbox;
 }

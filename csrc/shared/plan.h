@@ -35,7 +35,7 @@ enum fns_how {
     FNS_HOW_OPEN = 256,      /* only open the user namespace; JOIN_USER joins it */
     FNS_HOW_SEALED = 512,    /* nobody may read or search the keyring */
     FNS_HOW_OPTIONAL = 1024, /* succeed where the kernel lacks this or refuses it */
-    /* 2048 is free. */
+    FNS_HOW_RAISE = 2048,    /* raise a limit to this value; never lower it */
     FNS_HOW_AHEAD = 4096,    /* the source is the next tree that BIND_SOURCE has opened */
     FNS_HOW_HALF = 8192,     /* cap at half of the limit in force, or at `arg` if that is more */
     FNS_HOW_IF_THERE = 16384 /* skip a bind whose source is missing */
@@ -55,9 +55,10 @@ enum fns_plan_option {
     FNS_PLAN_MAPS_FIRST = 8,  /* the border writes the maps of FNS_ID_MAP_SELF */
     FNS_PLAN_OWN_MEMORY = 16, /* enter no cgroup before the program is executed */
     /* Of a sandbox's plan: */
-    FNS_PLAN_NETWORKS = 32, /* unused network namespaces serve again (program/networks.c) */
-    FNS_PLAN_ROOMS = 64,    /* unused sandboxes serve again (program/keeper.c); needs NETWORKS */
-    FNS_PLAN_AHEAD = 128,   /* only the first op from FNS_OP_REQUEST on waits for the request */
+    FNS_PLAN_NETWORKS = 32,   /* unused network namespaces serve again (program/networks.c) */
+    FNS_PLAN_ROOMS = 64,      /* unused sandboxes serve again (program/keeper.c); needs NETWORKS */
+    FNS_PLAN_AHEAD = 128,     /* only the first op from FNS_OP_REQUEST on waits for the request */
+    FNS_PLAN_CONTAINER = 256, /* a command in the server's own namespaces (program/container.c) */
 };
 
 enum fns_id_map {
@@ -106,6 +107,13 @@ struct fns_args {
      * clone_into, the first cgroup is of version 2, and the last fd is its directory. */
     const int *groups;
     uint32_t n_groups, clone_into;
+    uint32_t
+        has_ids; /* in a container: uid and gid take the place of the plan's, which has no other groups */
+    uint32_t uid, gid;
+    /* In a container (shared/transfer.h): enum fns_transfer, in place of an exec; one of the fds in `keep`, a file of records
+     * to put before the exec, 0: none. */
+    uint32_t transfer;
+    int files;
     int userns;   /* fd >= 3 of the user namespace to join; 0: none */
     int stdio[3]; /* fds that become 0, 1 and 2, numbered as before the change; -1: unchanged */
 };

@@ -4,8 +4,8 @@
     done = fastns.run(["sh", "-c", "echo $$"], capture_output=True, text=True, timeout=5)
 
 spec.py describes a sandbox, _compile turns the description into a plan, and the C core carries the
-plan out. The functions that users call are in _run.py, sandbox.py, batch.py and template.py. See
-docs/architecture.md.
+plan out. The functions that users call are in _run.py, sandbox.py, batch.py, template.py and
+container.py. See docs/architecture.md.
 """
 
 TYPE_CHECKING = False
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from fastns._command import DecodeError, Usage
     from fastns._compile import compile
     from fastns._core import Plan
+    from fastns._files import File
     from fastns._run import run
     from fastns.batch import Job, run_batch, spawn_batch
+    from fastns.container import Container
     from fastns.errors import ClosedError, FastnsError, SpawnError, SpecError
     from fastns.namespaces import setns, unshare
     from fastns.results import CalledProcessError, CompletedSandbox, TimeoutExpired
@@ -27,14 +29,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "ClosedError", "CompletedSandbox",
-    "DecodeError", "FastnsError", "IDMapping", "Job", "Mount", "Plan", "Rlimit", "Sandbox",
-    "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Usage", "compile", "doctor",
-    "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch", "unshare",
+    "Container", "DecodeError", "FastnsError", "File", "IDMapping", "Job", "Mount", "Plan",
+    "Rlimit", "Sandbox", "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Usage",
+    "compile", "doctor", "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch", "unshare",
 ]  # fmt: skip
 
 _HOMES = {
     "_compile": ("compile",),
     "_core": ("Plan",),
+    "_files": ("File",),
+    "container": ("Container",),
     "batch": ("Job", "run_batch", "spawn_batch"),
     "_run": ("run",),
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),

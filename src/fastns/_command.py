@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Literal, TypeAlias
 
-    from fastns.template import Template
+    from fastns._starter import Starter
 
     Cause: TypeAlias = Literal[
         "exited", "signaled", "timeout", "cpu_time", "oom", "pids", "output_limit", "seccomp",
@@ -40,6 +40,9 @@ SIGILL, SIGTRAP, SIGABRT, SIGKILL, SIGSEGV, SIGSYS = 4, 5, 6, 9, 11, 31
 # SIGKILL. A process that cannot fork, or whose child was killed, may call abort(), which ends pid 1
 # of a namespace by SIGSEGV (x86-64) or SIGTRAP (aarch64), or run an invalid instruction (SIGILL).
 OF_A_LIMIT = (-SIGKILL, -SIGABRT, -SIGSEGV, -SIGTRAP, -SIGILL)
+
+
+NO_FILES: Mapping[str, bytes | None] = {}
 
 
 def exit_code(returncode: int) -> int:
@@ -102,12 +105,15 @@ class Usage:
 
 
 class Prepared:
-    """What a Template passes as `spec` to run(), spawn() and the batch functions: its plan for
-    sandboxes, and itself to start them."""
+    """What a Template or a Container passes as `spec` to run(), spawn() and the batch functions:
+    its plan for each command, and itself to start them."""
 
-    def __init__(self, plan: _core.Plan, template: Template) -> None:
+    def __init__(
+        self, plan: _core.Plan, starter: Starter, extra: _core._Extra | None = None
+    ) -> None:
         self.plan = plan
-        self.template = template
+        self.starter = starter
+        self.extra = extra  # for a command of a container: ids that are not the plan's, files
 
 
 def plan_of(spec: Spec | _core.Plan | Prepared | None) -> _core.Plan:
@@ -268,6 +274,7 @@ class Ended(FastnsError):
     truncated = False
     cause: Cause = "exited"
     limits: tuple[str, ...] = ()
+    files: Mapping[str, bytes | None] = NO_FILES
 
 
 class DecodeError(Ended, UnicodeDecodeError):
@@ -288,6 +295,7 @@ class Completed(GenericBase[S]):
     stdout: S
     stderr: S
     reused = False
+    files: Mapping[str, bytes | None] = NO_FILES
 
     def __init__(
         self,

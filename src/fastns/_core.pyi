@@ -8,6 +8,7 @@ from fastns._compile.ops import Op
 from fastns._policy.cgroup_plan import CgroupPlan
 from fastns.errors import SpawnError
 from fastns.results import CompletedSandbox
+from fastns.spec import Spec
 
 STAGES: Final[tuple[str, ...]]
 OPS: Final[dict[str, int]]
@@ -27,6 +28,7 @@ HOW_OPTIONAL: Final[int]
 HOW_IF_THERE: Final[int]
 HOW_AHEAD: Final[int]
 HOW_HALF: Final[int]
+HOW_RAISE: Final[int]
 MAX_SOURCES: Final[int]
 PIPE_STDIN: Final[int]
 PIPE_STDOUT: Final[int]
@@ -39,7 +41,10 @@ _Fds: TypeAlias = tuple[int, ...]
 _Texts: TypeAlias = tuple[bytes, ...]
 _Binds: TypeAlias = tuple[tuple[str, str, bool, bool, str], ...]
 _Result: TypeAlias = tuple[int, Used, float]  # returncode, usage, wall time
-_Item: TypeAlias = tuple[_Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int]
+_Extra: TypeAlias = tuple[tuple[int, int] | None, int, int]
+_Item: TypeAlias = tuple[
+    _Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int, _Extra | None
+]
 _Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool]
 
 @final
@@ -72,14 +77,16 @@ class Plan:
     cgroups: Final[CgroupPlan | None]
     sandbox: Final[Plan | None]
     rooms: Final[bool]
+    container: Final[bool]
+    limits: Final[tuple[str, ...]]
     ids: Final[_Ids | None]
     inotify: Final[bytes]
     view: Final[tuple[str, ...] | None]
     pipe_owner: Final[tuple[int, int] | None]
     binds: Final[_Binds]
+    spec: Final[Spec | None]
+    last_ids: Final[tuple[int, int] | None]
     def __new__(cls, **parts: Any) -> Plan: ...  # only _compile.made() calls it
-    @property
-    def limits(self) -> tuple[str, ...]: ...
     def close(self) -> None: ...
     def can_idmap(self, path: bytes, recursive: bool) -> int: ...
     def describe(self) -> list[str]: ...
@@ -144,6 +151,7 @@ def spawn(
     cwd: bytes,
     stdio: _Stdio,
     keep: _Fds,
+    extra: _Extra | None = None,
 ) -> Process: ...
 def run_plain(
     plan: Plan, server: Server | None, args: object, pipes: int, timeout_ns: int | None

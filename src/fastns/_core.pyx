@@ -34,7 +34,7 @@ cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
 cdef extern from "<signal.h>" nogil:
-    int CLD_EXITED
+    int CLD_EXITED, CLD_KILLED, SIGKILL
 
 cdef extern from "Python.h":
     int _run_handlers "PyErr_CheckSignals"() noexcept
@@ -57,6 +57,7 @@ cdef extern from "caller/fastns.h" nogil:
         HOW_IF_THERE "FNS_HOW_IF_THERE"
         HOW_AHEAD "FNS_HOW_AHEAD"
         HOW_HALF "FNS_HOW_HALF"
+        HOW_RAISE "FNS_HOW_RAISE"
         MAX_SOURCES "FNS_MAX_SOURCES"
         PIPE_STDIN "FNS_PIPE_STDIN"
         PIPE_STDOUT "FNS_PIPE_STDOUT"

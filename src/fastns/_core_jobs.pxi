@@ -11,7 +11,9 @@ cdef tuple _INHERITED = (-1, -1, -1)
 cdef class _Jobs:
     """An array of struct fns_job and its memory.
 
-    items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0) each.
+    items: (argv, environ, directories, cwd, stdio, pipes, input, timeout_ns or None, limit or 0, extra)
+    each. extra: for a command of a container, ((uid, gid) or None for the plan's, enum fns_transfer, an fd >= 3
+    of records to put first or 0); otherwise None.
     plan: with a server, the plan of its sandboxes."""
 
     cdef c.fns_job *jobs
@@ -29,15 +31,16 @@ cdef class _Jobs:
         cdef c.fns_job *job
         self.plan = plan
         self.server = server
-        self.groups = plan.pool()
+        self.groups = _pool_of(plan, server)
         self.n = len(items)
         self.items = items
         self.arguments = []
         self.jobs = <c.fns_job *>calloc(self.n or 1, sizeof(c.fns_job))
         if self.jobs == NULL:
             raise MemoryError
-        for i, (argv, environ, directories, cwd, stdio, pipes, data, timeout_ns, limit) in enumerate(items):
+        for i, (argv, environ, directories, cwd, stdio, pipes, data, timeout_ns, limit, extra) in enumerate(items):
             arguments = _Arguments(argv, environ, directories, cwd, stdio, ())
+            arguments.set_extra(extra)
             self.arguments.append(arguments)
             job = &self.jobs[i]
             _set_job(job, plan, server, arguments, self.groups)
@@ -68,7 +71,7 @@ cdef class _Jobs:
     cdef void discard(self) noexcept:
         """Kills what an interrupted batch has started, then reaps it by dropping a Process of each."""
         for i in range(self.n):
-            if self.jobs[i].io.process.pidfd >= 0:
+            if self.jobs[i].io.process.pidfd >= 0 and not self.plan.container:
                 c.fns_kill_all(&self.plan.plan, &self.jobs[i].io.process)
         for i in range(self.n):
             if self.jobs[i].io.process.pid > 0:
@@ -187,7 +190,7 @@ def run_plain(Plan plan, Server server, object args, unsigned pipes, timeout_ns)
     if argv is None or fcntl(0, F_GETFD) < 0 or fcntl(1, F_GETFD) < 0 or fcntl(2, F_GETFD) < 0:
         return None
     cdef _Jobs jobs = _Jobs(plan, server, [(argv, plan.environ, plan.search_path, plan.cwd,
-                                            _INHERITED, pipes, b"", timeout_ns, 0)])
+                                            _INHERITED, pipes, b"", timeout_ns, 0, None)])
     cdef c.fns_job *job = jobs.jobs
     jobs.run_one()
     if (not jobs.failed(0) and job.result.code == CLD_EXITED and job.result.status == 0 and not pipes

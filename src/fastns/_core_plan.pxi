@@ -24,12 +24,16 @@ cdef class Plan:
     cdef readonly object cgroups  # cgroup_plan.CgroupPlan; None: its sandboxes stay in the caller's cgroups
     cdef readonly Plan sandbox  # only in a template's plan: the plan of its sandboxes
     cdef readonly bint rooms  # a template's sandboxes serve again if nothing shows that they were used
+    cdef readonly bint container  # of a container's commands
+    cdef readonly tuple limits  # the names of those that are enforced
     cdef readonly tuple ids  # the range of its user namespace, for user_namespace(); None: no range
     cdef readonly bytes inotify  # also for user_namespace()
     cdef readonly tuple view  # without a rootfs: the destinations of all mounts; else None
     cdef readonly tuple pipe_owner  # (uid, gid) that own the pipes of its stdio; None: the caller
     # (destination, source, whether recursive, whether it may be plain, why it is plain or "") for each bind
     cdef readonly tuple binds
+    cdef readonly tuple last_ids  # of a container's commands: the last uid and gid of its range; None: no range
+    cdef readonly object spec  # the Spec that was compiled
 
     def __cinit__(self, *, tuple ops, tuple environ, tuple search_path, bytes cwd,
                   uint64_t clone_flags, str id_map, bytes uid_map, bytes gid_map,
@@ -37,8 +41,10 @@ cdef class Plan:
                   str mount_namespace, bint filtered,
                   bint maps_first=False, bint own_memory=False,
                   Plan sandbox=None, bint keeps_networks=False, bint rooms=False, bint ahead=False,
+                  bint container=False, tuple limits=None,
                   uint64_t max_output=0, bint capped=False, cgroups=None, tuple ids=None,
-                  bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None):
+                  bytes inotify=b"", tuple pipe_owner=None, tuple binds=(), tuple view=None,
+                  object spec=None, tuple last_ids=None):
         cdef _Arena arena = _Arena()
         cdef int bad
         self.ops = ops
@@ -56,11 +62,15 @@ cdef class Plan:
         self.cgroups = cgroups
         self.sandbox = sandbox
         self.rooms = rooms
+        self.container = container
+        self.limits = limits or (() if cgroups is None else cgroups.enforced)
         self.ids = ids
         self.inotify = inotify
         self.view = view
         self.pipe_owner = pipe_owner
         self.binds = binds
+        self.spec = spec
+        self.last_ids = last_ids
         self.op_array = <c.fns_op *>calloc(len(ops) or 1, sizeof(c.fns_op))
         if self.op_array == NULL:
             raise MemoryError
@@ -84,6 +94,7 @@ cdef class Plan:
                              | (c.FNS_PLAN_NETWORKS if keeps_networks else 0)
                              | (c.FNS_PLAN_ROOMS if rooms else 0)
                              | (c.FNS_PLAN_AHEAD if ahead else 0)
+                             | (c.FNS_PLAN_CONTAINER if container else 0)
                              | (c.FNS_PLAN_SERVER if sandbox is not None else 0))
         self.plan.id_map = _id_maps[id_map]
         self.plan.clone_flags = clone_flags
@@ -121,11 +132,6 @@ cdef class Plan:
                 if live is None or live.owner != getpid():
                     live = self.live = self.cgroups.make()
         return live.pool
-
-    @property
-    def limits(self):
-        """The names of the limits that are enforced."""
-        return () if self.cgroups is None else self.cgroups.enforced
 
     def close(self):
         """Drops its cgroups, which are removed when nothing uses them any more."""

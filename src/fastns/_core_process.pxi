@@ -139,13 +139,19 @@ cdef class Process:
         if ret > 0 and c.fns_wait(&self.process, 0) == 0:
             ret = -EAGAIN
         self.leave()
-        if ret < 0:
-            return ret
+        return ret if ret < 0 else self.ask(False)
+
+    cdef int ask(self, bint kill) noexcept:
+        """Has the server reap the sandbox; kill: kill it first. 0 or -errno."""
         self.reaping = True
-        ret = self.server.ask(&self.process, &self.result, NULL)
+        cdef int ret = self.server.ask(&self.process, &self.result, NULL, kill)
         self.reaping = False
         if ret >= 0 or ret == -ECANCELED:
             self.give_cgroup()
+        if ret == -ECANCELED and self.plan.container and self.groups is not None and c.fns_is_over(&self.cgroup):
+            self.result.code, self.result.status = CLD_KILLED, SIGKILL  # with its container
+            self.result.end = c.fns_now()
+            ret = 0
         return ret
 
     cdef void give_cgroup(self) noexcept:
@@ -163,7 +169,10 @@ cdef class Process:
     def kill_all(self):
         """Kills every process of its pid namespace or, if it has none, of its process tree; 0, or the errno."""
         cdef int ret = self.enter_alive()
-        if ret > 0:
+        if ret > 0 and self.plan.container:
+            ret = 0 if self.reaping else self.ask(True)
+            self.reaped |= ret >= 0
+        elif ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
             self.killed = True
         self.leave()
@@ -184,12 +193,15 @@ cdef class Process:
 
     def __dealloc__(self):
         if not self.reaped and not self.lost and self.owner == getpid():
-            if self.enter() > 0:
+            if self.enter() > 0 and self.plan.container:
+                self.ask(True)
+            elif self.process.pidfd >= 0:
                 c.fns_kill_all(&self.plan.plan, &self.process)
                 c.fns_kill(&self.process, 9)
                 while c.fns_wait(&self.process, -1) == -EINTR:
                     c.fns_attend(&self.process, True)
-            self.reap_now()
+            if not self.plan.container:
+                self.reap_now()
             self.leave()
         self.close()
 

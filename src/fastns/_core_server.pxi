@@ -1,4 +1,4 @@
-# Part of _core.pyx: a template's server and the connections to it.
+# Part of _core.pyx: the server of a template or a container, and the connections to it.
 
 cdef enum:
     MAX_CONNECTIONS = 1024  # that are kept while nothing uses them
@@ -7,13 +7,13 @@ cdef enum:
 
 @cython.final
 cdef class Server:
-    """A template's server process and the free connections to it.
+    """The server process of a template or a container, and the free connections to it.
 
     Only one thread at a time may call the constructor and stop(); template.py ensures that. Any thread may call
     the rest.
 
     Args:
-        plan: the template's.
+        plan: the server's.
         null: /dev/null, open as an fd >= 3.
         ready: how many sandboxes are made ahead, each on a connection of its own.
     Raises: SpawnError."""
@@ -25,19 +25,25 @@ cdef class Server:
     cdef list ahead  # connections with a sandbox that was made ahead, or with a room
     cdef size_t most_ahead
     cdef int owner
+    cdef CgroupPool groups
+    cdef c.fns_cgroup cgroup  # of a container
 
     def __cinit__(self, Plan plan, int null, int ready=0):
         cdef c.fns_error error
         cdef int ret, userns
+        cdef c.fns_cgroups *groups
         self.process.pidfd = self.process.control = -1
         self.plan = plan
         self.free = []
         self.ahead = []
         self.most_ahead = MAX_ROOMS if plan.sandbox.rooms else MAX_CONNECTIONS
         self.owner = getpid()
+        self.cgroup.number = -1
+        self.groups = plan.pool()
         userns = plan.userns()
+        groups = NULL if self.groups is None else self.groups.groups
         with nogil:
-            ret = c.fns_server_start(&plan.plan, null, userns, &self.process, &error)
+            ret = c.fns_server_start(&plan.plan, null, userns, groups, &self.cgroup, &self.process, &error)
         _raise_pending()
         if ret < 0:
             raise _spawn_error(plan, None, None, &error)
@@ -147,13 +153,15 @@ cdef class Server:
 
     # ---- requests ----
 
-    cdef int ask(self, const c.fns_process *process, c.fns_result *result, int *pidfd) noexcept:
-        """Calls fns_server_reap(), or fns_server_look() if `result` is NULL."""
+    cdef int ask(self, const c.fns_process *process, c.fns_result *result, int *pidfd, bint kill=False) noexcept:
+        """Calls fns_server_reap() or fns_server_kill(), or fns_server_look() if `result` is NULL."""
         cdef int ret, connection = self.take_any()
         if connection < 0:
             return connection
         with nogil:
-            if result != NULL:
+            if result != NULL and kill:
+                ret = c.fns_server_kill(connection, process, result)
+            elif result != NULL:
                 ret = c.fns_server_reap(connection, process, result)
             else:
                 ret = c.fns_server_look(connection, process, pidfd)
@@ -180,9 +188,15 @@ cdef class Server:
         if self.owner == getpid():
             with nogil:
                 c.fns_server_stop(&self.process)
+            self.give_cgroup()
+
+    cdef void give_cgroup(self) noexcept:
+        if self.groups is not None:
+            c.fns_cgroup_give(self.groups.groups, &self.cgroup)
 
     def __dealloc__(self):
         self.close_connections()
         if self.owner == getpid():
             c.fns_server_stop(&self.process)
+            self.give_cgroup()
         c.fns_server_close(&self.process)  # not in stop(): other threads may use these fds

@@ -41,6 +41,19 @@ cdef class _Arguments:
         for i in range(3):
             self.args.stdio[i] = stdio[i]
 
+    cdef int set_extra(self, tuple extra) except -1:
+        """extra: as in _Jobs."""
+        if extra is None:
+            return 0
+        ids, self.args.transfer, self.args.files = extra
+        if ids is not None:
+            self.args.uid, self.args.gid = ids
+            self.args.has_ids = 1
+        if self.args.files:
+            self.keep[0] = self.args.files
+            self.args.n_keep = 1
+        return 0
+
     cdef Py_ssize_t fill(self, Py_ssize_t at, tuple items) except -1:
         for item in items:
             if type(item) is str:
@@ -62,17 +75,18 @@ cdef object _spawn_error(Plan plan, object command, bytes cwd, const c.fns_error
 
 
 def spawn(Plan plan, Server server, tuple argv, tuple environ, tuple directories, bytes cwd, tuple stdio,
-          tuple keep):
+          tuple keep, tuple extra=None):
     """Starts one sandbox.
 
-    plan: with a server, the plan of its sandboxes.
+    plan: with a server, the plan of its sandboxes. extra: as in _Jobs.
     Raises: SpawnError, which names the step that failed. ConnectionAbortedError: the server was gone, and
     nothing was started."""
     cdef _Arguments arguments = _Arguments(argv, environ, directories, cwd, stdio, keep)
-    cdef CgroupPool groups = plan.pool()
+    cdef CgroupPool groups = _pool_of(plan, server)
     cdef c.fns_job job
     cdef bint parked = False, broken
     cdef int ret, connection = -1
+    arguments.set_extra(extra)
     _set_job(&job, plan, server, arguments, groups)
     if server is not None:
         connection = server.take(&parked, False)
@@ -91,6 +105,12 @@ def spawn(Plan plan, Server server, tuple argv, tuple environ, tuple directories
     return _new_process(plan, server, &job, groups)
 
 
+cdef CgroupPool _pool_of(Plan plan, Server server):
+    """The cgroups of the plan's sandboxes; of a container's commands, which share one, the server's. None: they
+    have none."""
+    return server.groups if plan.container else plan.pool()
+
+
 cdef int _set_job(c.fns_job *job, Plan plan, Server server, _Arguments arguments,
                   CgroupPool groups) except -1:
     memset(job, 0, sizeof(c.fns_job))
@@ -99,6 +119,7 @@ cdef int _set_job(c.fns_job *job, Plan plan, Server server, _Arguments arguments
     job.args = arguments.args
     job.args.userns = plan.userns() if server is None else 0
     job.groups = NULL if groups is None else groups.groups
+    job.whole = &server.cgroup if plan.container and groups is not None else NULL
     job.cgroup.number = -1
     job.io.process.pidfd = job.io.process.control = -1
     return 0

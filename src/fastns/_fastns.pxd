@@ -11,7 +11,7 @@ cdef extern from "caller/fastns.h" nogil:
         FNS_DETAIL_SOURCE, FNS_DETAIL_FOUND, FNS_DETAIL_KILLED
         FNS_DETAIL_BROKEN, FNS_DETAIL_ID_MAP, FNS_DETAIL_MEMORY
         FNS_PLAN_HOP, FNS_PLAN_INIT, FNS_PLAN_SERVER, FNS_PLAN_MAPS_FIRST, FNS_PLAN_OWN_MEMORY
-        FNS_PLAN_NETWORKS, FNS_PLAN_ROOMS, FNS_PLAN_AHEAD
+        FNS_PLAN_NETWORKS, FNS_PLAN_ROOMS, FNS_PLAN_AHEAD, FNS_PLAN_CONTAINER
         FNS_ID_MAP_NONE, FNS_ID_MAP_SELF, FNS_ID_MAP_PARENT, FNS_ID_MAP_NEWUIDMAP, FNS_ID_MAP_RANGE
 
     struct fns_file:
@@ -50,8 +50,8 @@ cdef extern from "caller/fastns.h" nogil:
         char *const *paths
         const char *cwd
         const int *keep
-        uint32_t n_keep
-        int userns, stdio[3]
+        uint32_t n_keep, transfer, has_ids, uid, gid
+        int userns, files, stdio[3]
 
     struct fns_process:
         int pid, pidfd, control, served, remote, number
@@ -92,6 +92,7 @@ cdef extern from "caller/fastns.h" nogil:
     void fns_cgroups_close(fns_cgroups *groups)
     const char *fns_count_name(unsigned kind)
     void fns_cgroup_give(fns_cgroups *groups, fns_cgroup *cgroup)
+    int fns_is_over(const fns_cgroup *cgroup)
 
     struct fns_result:
         int code, status
@@ -117,6 +118,7 @@ cdef extern from "caller/fastns.h" nogil:
         const fns_plan *plan
         const fns_process *server
         fns_cgroups *groups
+        const fns_cgroup *whole
         fns_args args
         unsigned pipes
         int connection
@@ -139,12 +141,14 @@ cdef extern from "caller/fastns.h" nogil:
     int fns_userns_of_range(uint32_t uid, uint32_t gid, uint64_t count, const char *inotify,
                             fns_error *error)
     int fns_set_program(const void *data, size_t size)
-    int fns_server_start(const fns_plan *plan, int null, int userns, fns_process *server,
+    int fns_server_start(const fns_plan *plan, int null, int userns, fns_cgroups *groups,
+                         fns_cgroup *cgroup, fns_process *server,
                          fns_error *error)
     void fns_server_stop(const fns_process *server)
     void fns_server_close(fns_process *server)
     int fns_server_connect(const fns_process *server, fns_patience patience)
     int fns_server_reap(int connection, const fns_process *process, fns_result *result)
+    int fns_server_kill(int connection, const fns_process *process, fns_result *result)
     int fns_server_park(int connection)
     int fns_server_look(int connection, const fns_process *process, int *pidfd)
     int fns_server_stats(const fns_process *server, int connection, fns_stats *stats)

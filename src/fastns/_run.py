@@ -23,10 +23,11 @@ from fastns.errors import SpawnError, SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any, Literal, Unpack
 
     from fastns._command import Args
+    from fastns._files import Files
     from fastns._signatures import RunOfSpec, RunTextOfSpec
     from fastns._stdio import Stdio
     from fastns.batch import Result
@@ -95,6 +96,8 @@ def run(
     check: bool = False,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    files: Files | None = None,
+    outputs: Sequence[str] = (),
 ) -> CompletedSandbox[Any]:
     """Runs `args` in a new sandbox to its end, as subprocess.run() does.
 
@@ -103,28 +106,57 @@ def run(
         capture_output: the same as stdout=PIPE and stderr=PIPE; excludes both.
         timeout: seconds, after which the whole sandbox is killed and TimeoutExpired is raised.
         check: a non-zero returncode raises CalledProcessError.
+        files: put into the sandbox before the command starts, owned by its user: a mapping of
+            absolute paths inside to bytes, text, a Path, a binary file or a File. Missing
+            directories above them are made.
+        outputs: absolute paths inside. `files` of the result, and of TimeoutExpired, holds the
+            content of each, up to max_output (or 256 MiB), or None if there is no such file.
+    With files or outputs the command runs in a Container of its own: it is not pid 1.
     Raises: as spawn(); TimeoutExpired, with the output so far; CalledProcessError, with the output;
         DecodeError, a UnicodeDecodeError, when the output is not valid in the encoding
         (errors="replace" accepts any).
     """
     if _class is _Unlinked and "subprocess" in sys.modules:
         _linked()
-    plan = plan_of(spec)
-    template = spec.template if isinstance(spec, Prepared) else None
-    timeout_ns = None if timeout is None else check_timeout(timeout)
+    streams = (input, stdin, stdout, stderr, capture_output)
     mode = TextMode.of(text, encoding, errors)
+    if files is None and not outputs:
+        return checked(_ended(args, spec, streams, mode, timeout, env, cwd), check)
+    from fastns._files import Transfers, run_with
+
+    def run_in(container: Prepared) -> Result:
+        return _ended(args, container, streams, mode, timeout, env, cwd)
+
+    return checked(run_with(Transfers(files, outputs), spec, run_in), check)
+
+
+def _ended(
+    args: Args,
+    spec: Spec | _core.Plan | Prepared | None,
+    streams: tuple[bytes | str | None, Stdio, Stdio, Stdio, bool],
+    mode: TextMode | None,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+) -> Result:
+    """The result, or the error that run() raises. streams: its arguments from input on."""
+    input, stdin, stdout, stderr, capture_output = streams
+    plan = plan_of(spec)
+    starter = spec.starter if isinstance(spec, Prepared) else None
+    timeout_ns = None if timeout is None else check_timeout(timeout)
     streams_given = input is not None or stdin is not None or stdout is not None
-    plain = not streams_given and stderr is None and env is None and cwd is None
+    extra = spec.extra if isinstance(spec, Prepared) else None
+    plain = extra is None and not streams_given and stderr is None and env is None and cwd is None
     if plain and not plan.max_output:
         pipes = _core.PIPE_STDOUT | _core.PIPE_STDERR if capture_output else 0
-        if template is None:
+        if starter is None:
             outcome = _core.run_plain(plan, None, args, pipes, timeout_ns)
         else:
-            outcome = template._run_plain(args, pipes, timeout_ns)
+            outcome = starter._run_plain(args, pipes, timeout_ns)
         if isinstance(outcome, Completed):
             return outcome
         if outcome is not None:
-            return checked(completed(args, plan, outcome, mode, timeout), check)
+            return completed(args, plan, outcome, mode, timeout)
     from fastns._stdio import PIPE, RunStreams  # not needed by the fast path above
 
     if input is not None:
@@ -137,15 +169,26 @@ def run(
         stdout = stderr = PIPE
     data = encode_input(input, mode)
     argv, environ, directories, where = command(plan, args, env, cwd)
-    streams = RunStreams(stdin, stdout, stderr)
+    opened = RunStreams(stdin, stdout, stderr)
     try:
-        fds = (streams.fds[0], streams.fds[1], streams.fds[2])
+        fds = (opened.fds[0], opened.fds[1], opened.fds[2])
         limit = plan.max_output
-        item = (argv, environ, directories, where, fds, streams.pipes, data, timeout_ns, limit)
-        outcome = _core.run(plan, None, item) if template is None else template._run(item)
+        item = (
+            argv,
+            environ,
+            directories,
+            where,
+            fds,
+            opened.pipes,
+            data,
+            timeout_ns,
+            limit,
+            extra,
+        )
+        outcome = _core.run(plan, None, item) if starter is None else starter._run(item)
     finally:
-        streams.close()
-    return checked(completed(args, plan, outcome, mode, timeout), check)
+        opened.close()
+    return completed(args, plan, outcome, mode, timeout)
 
 
 def checked(done: Result, check: bool) -> CompletedSandbox:

@@ -234,7 +234,7 @@ def _process(spec: Spec) -> None:
 
 
 def _ids(spec: Spec) -> None:
-    _put(spec, "user", _user(spec.user))
+    _put(spec, "user", check_user(spec.user))
     if len(spec.additional_gids) > MAX_GROUPS:
         raise SpecError("additional_gids", f"{len(spec.additional_gids)}: at most {MAX_GROUPS}")
     for gid in spec.additional_gids:
@@ -252,7 +252,8 @@ def _ids(spec: Spec) -> None:
     _mappings("gid_mappings", spec.gid_mappings, user=[spec.gid], additional_gids=groups)
 
 
-def _user(value: Any) -> str:
+def check_user(value: Any) -> str:
+    """Returns it as "uid:gid"."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         value = str(value)
     if not isinstance(value, str):

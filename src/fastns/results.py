@@ -52,6 +52,7 @@ class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
         limits: names of the spec's limits that were enforced.
         truncated: whether max_output cut off stdout or stderr.
         method: how it was started: "direct", "staged" or "template".
+        files: the content of each path in `outputs`; None if there was no such file.
         reused: whether its room had served another command before (a Template with reuse=True).
         id_map: how its ids were mapped, as in Sandbox.
         mount_namespace: what it started from: "copied" (the caller's whole table of mounts), "tree"

@@ -89,7 +89,7 @@ def spawn(
         child = (stdio.fds[0], stdio.fds[1], stdio.fds[2])
         started = (argv, environ, directories, where, child, keep)
         if isinstance(spec, Prepared):
-            process = spec.template._start(*started)
+            process = spec.starter._start(*started, spec.extra)
         else:
             process = _core.spawn(plan, None, *started)
     except BaseException:

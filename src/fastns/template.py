@@ -13,25 +13,17 @@ import warnings
 
 from fastns import _core
 from fastns._args import check_whole
-from fastns._command import Prepared
+from fastns._commands import Commands
 from fastns._compile.template import compile_template, why_fresh
-from fastns._light import overload, record
-from fastns._run import run
+from fastns._light import record
 from fastns._stdio import open_null
-from fastns.batch import run_batch, spawn_batch
-from fastns.errors import ClosedError, SpawnError
-from fastns.sandbox import Sandbox, spawn
+from fastns.errors import ClosedError, SpawnError, SpecError
 from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Literal, TypeVar, Unpack
-
-    from fastns._command import Args
-    from fastns._signatures import Batch, BatchText, Run, RunText, Spawn, SpawnText
-    from fastns.batch import Jobs, Result
-    from fastns.results import CompletedSandbox
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
@@ -59,7 +51,7 @@ def _ready() -> int:
     return min(max(2, len(os.sched_getaffinity(0))), 16)
 
 
-class Template:
+class Template(Commands):
     """Starts sandboxes of one spec. A context manager, which any number of threads may use.
 
     Each sandbox has fresh namespaces, a fresh /proc, and an empty file system of its own on every
@@ -114,72 +106,11 @@ class Template:
             ready = 0 if unified else _ready()
         self._ready = ready
 
-    @overload
-    def spawn(
-        self, args: Args, *, text: Literal[True], **options: Unpack[SpawnText]
-    ) -> Sandbox[str]: ...
-    @overload
-    def spawn(
-        self, args: Args, *, text: Literal[False] | None = None, **options: Unpack[Spawn]
-    ) -> Sandbox[bytes]: ...
-    @overload
-    def spawn(
-        self, args: Args, *, text: bool | None = None, **options: Unpack[SpawnText]
-    ) -> Sandbox[Any]: ...
-    def spawn(
-        self, args: Args, *, text: bool | None = None, **options: Unpack[SpawnText]
-    ) -> Sandbox:
-        """As fastns.spawn(), but without `spec`; Sandbox.method is "template".
-
-        Raises: as fastns.spawn(); SpawnError, stage "helper", if the server is killed meanwhile.
-        """
-        return spawn(args, spec=self._as_spec, text=text, **options)
-
-    @overload
-    def run(
-        self, args: Args, *, text: Literal[True], **options: Unpack[RunText]
-    ) -> CompletedSandbox[str]: ...
-    @overload
-    def run(
-        self, args: Args, *, text: Literal[False] | None = None, **options: Unpack[Run]
-    ) -> CompletedSandbox[bytes]: ...
-    @overload
-    def run(
-        self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
-    ) -> CompletedSandbox[Any]: ...
-    def run(
-        self, args: Args, *, text: bool | None = None, **options: Unpack[RunText]
-    ) -> CompletedSandbox:
-        """As fastns.run(), but without `spec`."""
-        return run(args, spec=self._as_spec, text=text, **options)
-
-    def spawn_batch(
-        self, jobs: Jobs, *, concurrency: int | None = None
-    ) -> list[Sandbox | SpawnError]:
-        """As fastns.spawn_batch(), but without `spec`."""
-        return spawn_batch(jobs, spec=self._as_spec, concurrency=concurrency)
-
-    @overload
-    def run_batch(
-        self, jobs: Jobs, *, text: Literal[True], **options: Unpack[BatchText]
-    ) -> list[Result[str]]: ...
-    @overload
-    def run_batch(
-        self, jobs: Jobs, *, text: Literal[False] | None = None, **options: Unpack[Batch]
-    ) -> list[Result[bytes]]: ...
-    @overload
-    def run_batch(
-        self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
-    ) -> list[Result[Any]]: ...
-    def run_batch(
-        self, jobs: Jobs, *, text: bool | None = None, **options: Unpack[BatchText]
-    ) -> list[Result]:
-        """As fastns.run_batch(), but without `spec`."""
-        return run_batch(jobs, spec=self._as_spec, text=text, **options)
-
-    @property
-    def _as_spec(self) -> Any:  # not stored: a cycle would keep a dropped Template alive
-        return Prepared(self._sandbox, self)
+    def _extra_of(self, user: str | int | None) -> None:
+        if user is not None:
+            raise SpecError(
+                "user", "a Template's commands have the ids of its spec: Spec(user=...)"
+            )
 
     def stats(self) -> TemplateStats:
         """What it has done since its server was started."""
@@ -198,27 +129,6 @@ class Template:
     def __enter__(self) -> Template:
         self._running()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _start(self, *arguments: Any) -> _core.Process:
-        return self._with_server(lambda server: _core.spawn(self._sandbox, server, *arguments))
-
-    def _run(self, item: _core._Item) -> _core._Outcome | SpawnError:
-        return self._with_server(lambda server: _core.run(self._sandbox, server, item))
-
-    def _run_plain(
-        self, args: object, pipes: int, timeout_ns: int | None
-    ) -> CompletedSandbox | _core._Outcome | SpawnError | None:
-        """As _core.run_plain(), but also None if there is no server, or it was just killed."""
-        server = self._server
-        if server is None or not server.usable():
-            return None
-        try:
-            return _core.run_plain(self._sandbox, server, args, pipes, timeout_ns)
-        except ConnectionAbortedError:
-            return None
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
         """Returns call(server), after starting a new server if the last one was killed."""

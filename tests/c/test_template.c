@@ -41,7 +41,9 @@ static void start_with(struct template *template, const char *hostname, unsigned
     template->server.plan.clone_flags |= options ? NEWNS : 0;
     template->server.plan.sandbox = &made->plan;
     CHECK_EQUAL(fns_plan_check(&template->server.plan, &bad), 0);
-    CHECK_EQUAL(fns_server_start(&template->server.plan, null, 0, &template->process, &error), 0);
+    CHECK_EQUAL(
+        fns_server_start(&template->server.plan, null, 0, NULL, NULL, &template->process, &error),
+        0);
     close(null);
 }
 

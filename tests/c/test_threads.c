@@ -41,7 +41,7 @@ static void make_template(void)
 static void start_server(struct fns_process *server)
 {
     struct fns_error error;
-    CHECK_EQUAL(fns_server_start(&server_plan.plan, null, 0, server, &error), 0);
+    CHECK_EQUAL(fns_server_start(&server_plan.plan, null, 0, NULL, NULL, server, &error), 0);
 }
 
 static void stop_server(struct fns_process *server)

@@ -46,13 +46,13 @@ def cases(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "source", "verdict", "status"),
     [
-        ("right.c", RIGHT, "accepted", 0),
-        ("right.py", "print(sum(map(int, input().split())))\n", "accepted", 0),
-        ("wrong.c", SUM.replace("BODY", 'puts("0"); return 0;'), "wrong answer", 1),
-        ("aborts.c", "void abort(void); int main(void) { abort(); }", "runtime error (SIGABRT)", 1),
-        ("fails.py", "raise SystemExit(3)", "runtime error (exit code 3)", 1),
-        ("endless.py", "while True: pass", "time limit", 1),
-        ("loud.py", "print('x' * 3_000_000)", "output limit", 1),
+        ("right.c", RIGHT, "AC", 0),
+        ("right.py", "print(sum(map(int, input().split())))\n", "AC", 0),
+        ("wrong.c", SUM.replace("BODY", 'puts("0"); return 0;'), "WA", 1),
+        ("aborts.c", "void abort(void); int main(void) { abort(); }", "RE (SIGABRT)", 1),
+        ("fails.py", "raise SystemExit(3)", "RE (exit code 3)", 1),
+        ("endless.py", "while True: pass", "TLE", 1),
+        ("loud.py", "print('x' * 3_000_000)", "OLE", 1),
     ],
 )
 def test_judge(
@@ -66,12 +66,32 @@ def test_judge(
     assert done.returncode == status
 
 
+def test_contestants_see_nothing_of_each_other(cases: Path, tmp_path: Path) -> None:
+    """Each test has a sandbox of its own: what one leaves, the next one does not see."""
+    submission = tmp_path / "spy.py"
+    submission.write_text(
+        "import os, sys; print(len(os.listdir('/tmp'))); open('/tmp/left', 'w').close()"
+    )
+    for name in ("one", "two"):
+        (cases / f"{name}.out").write_text("1")  # the program itself
+    assert run(EXAMPLES / "judge.py", submission, cases).stdout == "one: AC\ntwo: AC\n2 of 2\n"
+
+
+def test_judge_of_44_tests(cases: Path, tmp_path: Path) -> None:
+    for number in range(42):
+        (cases / f"{number}.in").write_text(f"{number} 1")
+        (cases / f"{number}.out").write_text(f"{number + 1}")
+    submission = tmp_path / "right.c"
+    submission.write_text(RIGHT)
+    assert run(EXAMPLES / "judge.py", submission, cases).stdout.endswith("44 of 44\n")
+
+
 @pytest.mark.with_cgroups
 def test_judge_limits_memory(cases: Path, tmp_path: Path) -> None:
     submission = tmp_path / "large.py"
     submission.write_text("x = b'x' * (1 << 30)")
     done = run(EXAMPLES / "judge.py", submission, cases)
-    assert done.stdout == "one: memory limit\ntwo: memory limit\n0 of 2\n", done.stderr
+    assert done.stdout == "one: MLE\ntwo: MLE\n0 of 2\n", done.stderr
     assert not done.stderr
 
 
@@ -87,7 +107,7 @@ def test_judge_shows_what_does_not_compile(cases: Path, tmp_path: Path) -> None:
     submission.write_text("int main(void) { return nothing; }\n")
     done = run(EXAMPLES / "judge.py", submission, cases)
     assert done.returncode == 1
-    assert "compilation failed" in done.stderr
+    assert "CE (exited)" in done.stderr
     assert "nothing" in done.stderr
 
 

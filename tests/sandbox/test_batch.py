@@ -501,7 +501,7 @@ def test_a_job_that_ended_in_time_has_not_timed_out(
     jobs = [Job(["/true"]), *[Job(["/probe", "--sleep", "0.3"], timeout=2)] * 2]
     options = (3, None, True, None, None)
     with fastns.Template(fastns.Spec(rootfs=probe_rootfs)) as made:
-        run_batch_by(made._as_spec if template else plan, jobs, *options, each=each)
+        run_batch_by(made._prepared() if template else plan, jobs, *options, each=each)
     assert [type(found[i]) for i in range(3)] == [fastns.CompletedSandbox] * 3
 
 

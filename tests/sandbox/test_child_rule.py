@@ -78,6 +78,7 @@ WITH_STATE = {
     "connections",
     "tables",
     "closer",
+    "container",
 }
 FOREIGN = sorted(
     f"{folder}/{file.stem}"

@@ -11,7 +11,7 @@ import pytest
 import support
 
 import fastns
-from fastns import Spec, Template, compile
+from fastns import Container, Spec, Template, compile
 from fastns.spec import DEFAULT_RLIMITS, READONLY_PATHS
 
 SPAWNS = 2000 if support.LONG else 250
@@ -170,6 +170,22 @@ def test_a_command_in_a_room_has_the_posture_of_a_fresh_one(probe_rootfs: Path) 
             [word for word in mount if word not in ways.get(mount[1], ())] for mount in mounts
         ]
     assert room == fresh
+
+
+def test_a_command_in_a_container_has_the_posture_of_a_direct_one(probe_rootfs: Path) -> None:
+    """Its pid differs, and it sees the container's other processes."""
+    spec = Spec(rootfs=probe_rootfs)
+    direct = fastns.run(["/probe"], spec=spec, stdin=fastns.DEVNULL, capture_output=True)
+    with Container(spec) as container:
+        for _ in range(3):
+            inside = container.run(["/probe"], stdin=fastns.DEVNULL, capture_output=True)
+    first, second = (plain(json.loads(done.stdout), in_room=True) for done in (direct, inside))
+    assert (first.pop("ppid"), second.pop("ppid")) == (0, json.loads(inside.stdout)["pid"] - 1)
+    assert (first.pop("proc_pids"), second.pop("proc_pids")) == (
+        ["own"],
+        ["another's", "another's", "own"],
+    )
+    assert second == first
 
 
 def test_a_report_that_differs_is_seen(probe_rootfs: Path) -> None:

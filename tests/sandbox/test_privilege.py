@@ -18,7 +18,17 @@ from inside import runner
 import fastns
 from fastns import SpawnError, Spec
 
-WAYS = ["direct", "init", "user", "template", "ready", "user-template", "rooms"]
+WAYS = [
+    "direct",
+    "init",
+    "user",
+    "template",
+    "ready",
+    "user-template",
+    "rooms",
+    "container",
+    "user-container",
+]
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 

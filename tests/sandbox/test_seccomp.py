@@ -21,7 +21,7 @@ from fastns import SpawnError, Spec, Template, TimeoutExpired, seccomp
 if os.uname().machine != "x86_64":
     support.skip_missing("an x86-64 machine, whose numbers of calls these are")
 WAYS = ("direct", "init", "template", "ready")
-ALL = (*WAYS, "rooms")  # a room has the default filter, and a layer over its root
+ALL = (*WAYS, "rooms", "container")  # a room has the default filter, and a layer over its root
 WALL = 0x40000000  # __WALL of wait(2): includes children that send no SIGCHLD
 CALLS = r"""
 #define _GNU_SOURCE

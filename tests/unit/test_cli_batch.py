@@ -37,7 +37,7 @@ class Layer:
     def __init__(self) -> None:
         self.spec = Spec()
         self.origin: object = None
-        self._as_spec = self
+        self._prepared = lambda: self
         self.error: SpecError | None = None
         self.chunks: list[list[Job]] = []
         self.options: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def results(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
         ('\ufeff{"args": ["ls"]}\r', Job(["ls"]), {}),
         (
             '{"args": ["é", ""], "input": "ü\\u0000", "cwd": "/tmp", "timeout": 2.5}',
-            Job(["é", ""], "ü\0".encode(), None, "/tmp", 2.5),
+            Job(["é", ""], "ü\0".encode(), cwd="/tmp", timeout=2.5),
             {},
         ),
         ('{"args": ["ls"], "input": ""}', Job(["ls"], b""), {}),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import NESTED, ROOT, TREES, USER, Caller, compiled, template
+from plans import NESTED, ROOT, TREES, USER, Caller, compiled, container, template
 
 from fastns.spec import IDMapping, Mount, Rlimit, Spec
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("made_up_host")
 FILES = Path(__file__).parent / "golden_plans"
 HOSTED = dict.fromkeys(("pid", "mount", "uts", "ipc", "network", "cgroup"), "host")
 RANGE = [IDMapping(0, 100000, 1000)]
+PROC = Mount("/proc", type="proc")
 BARE: dict[str, Any] = {"rootfs": "/srv/root", "default_mounts": False}
 
 PLANS: dict[str, tuple[Spec, Caller]] = {
@@ -98,16 +99,35 @@ ROOMS: dict[str, tuple[Spec, Caller]] = {
     }.items()
     for name, caller in {"root": ROOT, "user": USER}.items()
 }
-ALL = (*PLANS, *TEMPLATES, *ROOMS)
+CONTAINERS: dict[str, tuple[Spec, Caller]] = {
+    "container-root": (Spec(rlimits=[Rlimit("RLIMIT_NOFILE", 64, 64)]), ROOT),
+    "container-user": (Spec(rootfs="/srv/root", overlay=True), USER),
+    "container-mapped-range-user": (
+        Spec(**BARE, mounts=[PROC], user="5:6", uid_mappings=RANGE, gid_mappings=RANGE),
+        USER,
+    ),
+    "container-new-privileges-root": (
+        Spec(**BARE, mounts=[PROC], no_new_privileges=False, landlock={"read": ["/"]}),
+        ROOT,
+    ),
+}
+ALL = (*PLANS, *TEMPLATES, *ROOMS, *CONTAINERS)
 
 
 def listed(name: str) -> str:
     if name in PLANS:
         return "\n".join(compiled(*PLANS[name]).describe()) + "\n"
-    spec, caller = {**TEMPLATES, **ROOMS}[name]
-    server = template(spec, caller, reuse=name in ROOMS)
+    spec, caller = {**TEMPLATES, **ROOMS, **CONTAINERS}[name]
+    if name in CONTAINERS:
+        server = container(spec, caller)
+    else:
+        server = template(spec, caller, reuse=name in ROOMS)
     assert server.sandbox is not None
-    lines = ["---- server ----", *server.describe(), "---- each sandbox ----"]
+    lines = [
+        "---- server ----",
+        *server.describe(),
+        "---- each sandbox ----" if name not in CONTAINERS else "---- each command ----",
+    ]
     return "\n".join([*lines, *server.sandbox.describe()]) + "\n"
 
 

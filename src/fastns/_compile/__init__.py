@@ -32,6 +32,11 @@ def compile(spec: Spec | None = None) -> _core.Plan:
     Raises: SpecError when the spec asks for what this caller cannot have.
     """
     spec = checked(spec)
+    return _compiled(spec, *surroundings_of(spec))
+
+
+def surroundings_of(spec: Spec) -> tuple[Caller, str, _view.Layout | None, str | None]:
+    """What else a plan depends on: the caller, the working directory, the view of the host."""
     relative = spec.rootfs is not None and not os.path.isabs(spec.rootfs)
     cwd = os.getcwd() if relative else "/"
     layout = resolver = None
@@ -39,7 +44,7 @@ def compile(spec: Spec | None = None) -> _core.Plan:
         layout = _view.layout()
         if shows_resolver(spec):  # resolv.conf may be a link, whose target changes with the network
             resolver = _view.resolver()
-    return _compiled(spec, Caller.current(), cwd, layout, resolver)
+    return Caller.current(), cwd, layout, resolver
 
 
 def checked(spec: Spec | None) -> Spec:
@@ -80,6 +85,12 @@ def compile_for(spec: Spec, caller: Caller, layout: _view.Layout | None = None) 
 
 
 def _ops(d: Decisions) -> Iterator[Op]:
+    yield from surroundings(d)
+    yield from process.command(d)
+
+
+def surroundings(d: Decisions) -> Iterator[Op]:
+    """Everything around the command."""
     yield from process.namespaces(d)
     yield from process.cgroup(d)
     if "mount" in d.new:
@@ -90,7 +101,6 @@ def _ops(d: Decisions) -> Iterator[Op]:
     yield from process.names(d.spec)
     yield from process.loopback(d)
     yield process.keyring(d.spec)
-    yield from process.command(d)
 
 
 def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _core.Plan:
@@ -128,8 +138,15 @@ def made(d: Decisions, first: Iterable[Op], ops: Iterable[Op], **more: Any) -> _
         pipe_owner=d.pipe_owner,
         binds=d.binds,
         view=_in_view(d),
+        spec=_with_absolute_root(spec),
         **parts,
     )
+
+
+def _with_absolute_root(spec: Spec) -> Spec:
+    if spec.rootfs is None or os.path.isabs(spec.rootfs):
+        return spec
+    return Spec(**{**vars(spec), "rootfs": os.path.abspath(spec.rootfs)})
 
 
 def _in_view(d: Decisions) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from fastns.spec import DEFAULT_RLIMITS, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fastns._compile.decide import Decisions
     from fastns.spec import IDMapping
@@ -112,37 +112,63 @@ def keyring(spec: Spec, how: int = 0) -> Op:
 def command(d: Decisions) -> Iterator[Op]:
     """The ops that follow once everything around the command is in place, of a direct start and of
     a template's sandbox. Their order matters."""
-    spec = d.spec
-    yield from _limits(spec)
-    yield Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}")
-    if d.id_map == "range":
-        yield from _join_range(d)
+    yield from limits(d.spec)
+    yield from identity(d)
+    yield from rights(d)
+
+
+def identity(d: Decisions) -> Iterator[Op]:
+    yield from umask(d.spec)
+    yield from join_range(d)
     yield from bounding(d)
-    yield from _ids(d)
+    yield from ids(d)
     if d.dies_with_parent:
         yield Op("parent_death", "parent_death")  # after the change of ids, which would clear it
-    # Landlock and filters need no_new_privileges or CAP_SYS_ADMIN. Without the former,
-    # capabilities are dropped last.
-    drop = _capabilities_op("capabilities", spec)
-    if spec.no_new_privileges:
-        yield drop
-        yield NO_NEW_PRIVILEGES
-    if spec.landlock:  # before the filter, which may refuse its calls
+
+
+def umask(spec: Spec) -> Iterator[Op]:
+    yield Op("umask", "umask", arg=spec.umask, note=f"{spec.umask:04o}")
+
+
+def rights(d: Decisions) -> Iterator[Op]:
+    """Landlock and filters need no_new_privileges or CAP_SYS_ADMIN. Without the former,
+    capabilities are dropped last."""
+    if d.spec.no_new_privileges:
+        yield from given_up(d.spec)
+    yield from restrictions(d)
+    if not d.spec.no_new_privileges:
+        yield _capabilities_op("capabilities", d.spec)
+
+
+def given_up(spec: Spec, kept: int = 0) -> Iterator[Op]:
+    """The rights that no_new_privileges keeps an exec from giving back. kept: capabilities, one bit
+    each, that this process keeps beside the spec's."""
+    yield _capabilities_op("capabilities", spec, kept=kept)
+    yield NO_NEW_PRIVILEGES
+
+
+def restrictions(d: Decisions) -> Iterator[Op]:
+    if d.spec.landlock:  # before the filter, which may refuse its calls
         from fastns._policy import landlock
 
-        yield from landlock.ops(spec.landlock, d.landlock, d.keep)
+        yield from landlock.ops(d.spec.landlock, d.landlock, d.keep)
     yield from seccomp_filter(d)
-    if not spec.no_new_privileges:
-        yield drop
 
 
-def _limits(spec: Spec) -> Iterator[Op]:
+def limits(spec: Spec) -> Iterator[Op]:
     given = {rlimit.type: rlimit for rlimit in spec.rlimits if rlimit.type != "RLIMIT_CORE"}
     for rlimit in DEFAULT_RLIMITS[1:]:
         if rlimit.type not in given:
             least = LEAST_FDS if rlimit.type == "RLIMIT_NOFILE" else 0
             yield _rlimit_op(rlimit, _core.HOW_HALF, least)
     yield from map(_rlimit_op, given.values())
+
+
+def raised_limits(spec: Spec) -> Iterator[Op]:
+    """Lets a process that has given up its rights give these limits to its children."""
+    for rlimit in spec.rlimits:
+        if rlimit.type != "RLIMIT_CORE":
+            yield _rlimit_op(rlimit, _core.HOW_RAISE)
 
 
 def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
@@ -152,7 +178,7 @@ def _rlimit_op(rlimit: Rlimit, how: int = 0, least: int = 0) -> Op:
     return Op("rlimit", "rlimit", how, rlimit.number, least, data=data, note=note)
 
 
-def _join_range(d: Decisions) -> Iterator[Op]:
+def join_range(d: Decisions) -> Iterator[Op]:
     """Joins the range's user namespace after everything that requires the caller's rights. So the
     mounts, and the namespaces made with those rights, belong to the host's user namespace and are
     out of the sandbox's reach.
@@ -160,6 +186,8 @@ def _join_range(d: Decisions) -> Iterator[Op]:
     In a copied mount namespace, these mounts are locked: the sandbox can neither unmount them nor
     make them writable.
     """
+    if d.id_map != "range":
+        return
     assert d.ids is not None
     uid, gid, size = d.ids
     note = f"uids {uid}-{uid + size - 1}, gids {gid}-{gid + size - 1}"
@@ -168,34 +196,38 @@ def _join_range(d: Decisions) -> Iterator[Op]:
         yield Op("unshare", "unshare", flags=clone_flags(d.copied), note=" ".join(d.copied))
 
 
-def bounding(d: Decisions) -> Iterator[Op]:
+def bounding(d: Decisions, how: int = 0) -> Iterator[Op]:
     """Reduces the bounding set, if the process may. If not, only no_new_privileges keeps an exec
-    from gaining capabilities."""
+    from gaining capabilities. how: HOW_KEEP in any case, or 0."""
     if d.bounding:
-        yield _capabilities_op("bounding", d.spec, d.keep)
+        yield _capabilities_op("bounding", d.spec, d.keep | how)
 
 
-def _capabilities_op(code: str, spec: Spec, how: int = 0) -> Op:
+def _capabilities_op(code: str, spec: Spec, how: int = 0, kept: int = 0) -> Op:
     mask, note = 0, " ".join(spec.capabilities) or "none"
     if spec.capabilities:
         from fastns import capabilities
 
         mask = capabilities.mask(spec.capabilities)
-    return Op(code, "capabilities", how, arg=mask, note=note)
+    return Op(code, "capabilities", how, kept, arg=mask, note=note)
 
 
-def _ids(d: Decisions) -> Iterator[Op]:
+def ids(d: Decisions) -> Iterator[Op]:
     spec = d.spec
     if d.id_map == "range" and spec.uid:
         # Joining the namespace gave all capabilities; a change from uid 0 to another drops them.
         yield id_op("setuid", 0)
     if d.sets_groups:
-        groups = b"".join(gid.to_bytes(4, "little") for gid in spec.additional_gids)
-        count, note = len(spec.additional_gids), " ".join(map(str, spec.additional_gids))
-        yield Op("setgroups", "setgroups", arg=count, data=groups or None, note=note or "none")
+        yield setgroups_op(spec.additional_gids)
     if d.sets_ids:
         yield id_op("setgid", spec.gid)
         yield id_op("setuid", spec.uid)
+
+
+def setgroups_op(gids: Sequence[int]) -> Op:
+    groups = b"".join(gid.to_bytes(4, "little") for gid in gids)
+    note = " ".join(map(str, gids)) or "none"
+    return Op("setgroups", "setgroups", arg=len(gids), data=groups or None, note=note)
 
 
 def network_filter(d: Decisions) -> Iterator[Op]:

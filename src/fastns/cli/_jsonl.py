@@ -9,9 +9,11 @@ import json
 import os
 import select
 import stat
+from pathlib import Path
 
 from fastns._args import check_args, check_cwd, check_env, check_timeout, shown
 from fastns._command import exit_code
+from fastns._files import File
 from fastns._light import record
 from fastns.batch import Job
 from fastns.cli import EXIT_TIMEOUT, Naming, UsageError
@@ -21,12 +23,13 @@ from fastns.errors import SpawnError, SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, NoReturn
+    from typing import IO, Any, NoReturn
 
     from fastns.batch import Result
     from fastns.cli._signals import Signals
 
-KEYS = ("args", "input", "env", "cwd", "timeout", "id")
+KEYS = ("args", "input", "env", "cwd", "timeout", "stdin", "files", "outputs", "id")
+MAX_OPEN = 200  # jobs of a chunk with a stdin, which is open while the chunk runs
 CHUNK_BYTES = 64 << 20  # maximum of a chunk, and of a line
 PATIENCE = 1.0  # seconds to wait for another job before running those already read
 
@@ -43,11 +46,14 @@ class Entry:
 class Jobs:
     """Reads jobs from an fd, chunk by chunk."""
 
-    def __init__(self, fd: int, name: str, signals: Signals, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, fd: int, name: str, signals: Signals, env: Mapping[str, str], folder: str
+    ) -> None:
         self._fd = fd
         self._name = name
         self._signals = signals
         self._env = env
+        self._folder = folder  # of files that are relative
         self._lines: list[bytes] = []  # in reverse
         self._rest = bytearray()  # an incomplete line
         self._number = 0
@@ -57,8 +63,8 @@ class Jobs:
         """Reads at most `limit` jobs; an empty list means the end. Raises UsageError for a line
         that is neither blank nor a job."""
         entries: list[Entry] = []
-        size = 0
-        while len(entries) < limit and size < CHUNK_BYTES:
+        size = opened = 0
+        while len(entries) < limit and size < CHUNK_BYTES and opened < MAX_OPEN:
             if not self._lines and not self._more(PATIENCE if entries else None):
                 break
             line = self._lines.pop()
@@ -66,11 +72,12 @@ class Jobs:
             size += len(line)
             if line and not line.isspace():
                 entries.append(self._entry(line))
+                opened += entries[-1].job.stdin is not None
         return entries
 
     def _entry(self, line: bytes) -> Entry:
         try:
-            return entry_of(line, self._env)
+            return entry_of(line, self._env, self._folder)
         except SpecError as error:
             raise self._wrong(str(error)) from None
         except UnicodeDecodeError:
@@ -103,8 +110,9 @@ class Jobs:
         return bool(self._lines)
 
 
-def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
-    """The job of a line. Its variables override `env`. Raises SpecError, or json's ValueErrors."""
+def entry_of(line: bytes, env: Mapping[str, str], folder: str = "") -> Entry:
+    """The job of a line. Its variables override `env`; its files are relative to `folder`. Raises
+    SpecError, or json's ValueErrors."""
     found = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
     fields = {"args": found} if isinstance(found, list) else found
     if not isinstance(fields, dict):
@@ -132,7 +140,70 @@ def entry_of(line: bytes, env: Mapping[str, str]) -> Entry:
             raise SpecError("timeout", f"{shown(timeout)}: expected seconds above zero")
     # json reads 1e999 as infinity, which is not JSON.
     head = f'"id": {json.dumps(fields["id"], allow_nan=False)}, ' if "id" in fields else ""
-    return Entry(head, Job(args, data, own_env, cwd, timeout))
+    files, outputs = fields.get("files"), fields.get("outputs", ())
+    if files is not None:
+        files = _files(files, folder)
+    if not isinstance(outputs, list | tuple) or not all(isinstance(path, str) for path in outputs):
+        raise SpecError("outputs", f"{shown(outputs)}: expected a list of paths inside")
+    stdin = _stdin(fields["stdin"], folder) if fields.get("stdin") is not None else None
+    job = Job(
+        args,
+        data,
+        stdin=stdin,
+        env=own_env,
+        cwd=cwd,
+        timeout=timeout,
+        files=files,
+        outputs=tuple(outputs),
+    )
+    return Entry(head, job)
+
+
+def _stdin(path: Any, folder: str) -> IO[bytes]:
+    if not isinstance(path, str):
+        raise SpecError("stdin", f"{shown(path)}: expected the path of a file")
+    try:
+        return open(os.path.join(folder, path), "rb", buffering=0)
+    except (OSError, ValueError) as exc:
+        raise SpecError("stdin", f"{shown(path)}: {_why(exc)}") from None
+
+
+def _why(exc: OSError | ValueError) -> str:
+    return str(exc.strerror) if isinstance(exc, OSError) else str(exc)
+
+
+def _files(files: Any, folder: str) -> dict[str, File]:
+    if not isinstance(files, dict):
+        raise SpecError("files", f"{shown(files)}: expected an object")
+    return {path: _file(path, given, folder) for path, given in files.items()}
+
+
+def _file(inside: str, given: Any, folder: str) -> File:
+    where = f"{shown(inside)}: {shown(given)}: "
+    fields = {"path": given} if isinstance(given, str) else given
+    content = [
+        key for key in ("path", "text", "base64") if isinstance(fields, dict) and key in fields
+    ]
+    if (
+        len(content) != 1
+        or {*fields} - {*content, "mode"}
+        or not isinstance(fields[content[0]], str)
+    ):
+        raise SpecError("files", where + "expected a path, or an object with path, text or base64")
+    mode = fields.get("mode")
+    try:
+        permissions = None if mode is None else int(mode, 8)
+    except (TypeError, ValueError):
+        raise SpecError("files", where + 'expected a mode such as "755"') from None
+    value: Any = fields[content[0]]
+    if content[0] == "path":
+        value = Path(folder, value)
+    elif content[0] == "base64":
+        try:
+            value = base64.b64decode(value, validate=True)
+        except ValueError:
+            raise SpecError("files", where + "not base64") from None
+    return File(value, permissions)
 
 
 def _input(text: Any) -> bytes:
@@ -226,8 +297,20 @@ def fields_of(result: Result) -> dict[str, object]:
         "cause": result.cause,
         "timed_out": timed_out,
         "limits": result.limits,
+        **(
+            {"files": {path: _text(data) for path, data in result.files.items()}}
+            if result.files
+            else {}
+        ),
         **({"truncated": True} if result.truncated else {}),
     }
+
+
+def _text(data: bytes | None) -> str | dict[str, str] | None:
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data or b"").decode("ascii")}
 
 
 def _texts(name: str, data: bytes) -> dict[str, str]:

@@ -69,7 +69,13 @@ would be its args.
   env      an object of variables, which override those of the options
   cwd      its working directory inside (default: --workdir)
   timeout  seconds, a number (default: --timeout)
+  stdin    a file of this machine, in place of input
+  files    an object: path inside -> a file of this machine that is put there
+           first, or an object with path, text or base64, and perhaps mode:
+           {"/tmp/a": "a.txt", "/tmp/go": {"path": "go", "mode": "755"}}
+  outputs  a list of paths inside, whose content the result will have
   id       any value; it is copied to the result
+Files of this machine are relative to the directory of FILE.
 
 Each result is one JSON object, in the order of the jobs:
   id           if the job has one
@@ -81,6 +87,8 @@ Each result is one JSON object, in the order of the jobs:
   stdout_base64, stderr_base64
                the bytes, only if they are not UTF-8; stdout or stderr then has
                U+FFFD in place of invalid bytes
+  files        of outputs: path -> text, {"base64": ...}, or null if there is
+               no such file
   truncated    true if --max-output has cut something off, else absent
   wall_time    seconds
   usage        user_time, system_time: seconds; max_rss: bytes; with limits also
@@ -148,7 +156,8 @@ def _perform(flags: argparse.Namespace) -> int:
         try:
             show = stack.enter_context(progress_bar(source, target, signals))
             batch = Batch(run, signals, output, show)
-            jobs = Jobs(source, name, signals, spec.environment())
+            folder = "" if flags.jobs == "-" else os.path.dirname(flags.jobs)
+            jobs = Jobs(source, name, signals, spec.environment(), folder)
             while chunk := jobs.read(batch.limit(concurrency)):
                 batch.run(chunk)
         except Stopped as stop:
@@ -172,7 +181,7 @@ def _origin(spec: Spec, verbose: bool) -> Iterator[Any]:
     if verbose:
         complain("batch: using a template")
     with contextlib.closing(template):
-        yield template._as_spec
+        yield template._prepared()
 
 
 def _open_jobs(path: str, stack: contextlib.ExitStack) -> tuple[int, str]:
@@ -228,7 +237,12 @@ class Batch:
         self._chunk = chunk
         self._size = 0
         jobs = [entry.job for entry in chunk]
-        self._run(jobs, progress=self._progress, each=self._each)
+        try:
+            self._run(jobs, progress=self._progress, each=self._each)
+        finally:
+            for job in jobs:
+                if job.stdin is not None:
+                    job.stdin.close()  # type: ignore[union-attr]  # Jobs opens files
         self._output.finish()
 
     def _each(self, index: int, result: Result) -> None:

@@ -1,0 +1,85 @@
+"""The part of a Container that stays: its server. It moves no files and has no run()."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+
+from fastns import _core
+from fastns._compile.container import compile_container
+from fastns._starter import Starter
+from fastns._stdio import open_null
+from fastns.errors import ClosedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self, TypeVar
+
+    from fastns.spec import Spec
+
+    T = TypeVar("T")
+
+
+class Kept(Starter):
+    """A server whose commands run in its own namespaces."""
+
+    def __init__(self, spec: Spec | None = None) -> None:
+        self._server: _core.Server | None = None
+        self._lock = threading.Lock()
+        self._plan = compile_container(spec)
+        sandbox = self._plan.sandbox
+        assert sandbox is not None
+        self._sandbox = sandbox
+        with open_null() as null:
+            self._server = _core.Server(self._plan, null.fileno())
+        self._owner = os.getpid()
+
+    def close(self) -> None:
+        """Ends the container and all that runs in it. May be called again."""
+        with self._lock:
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+            self._plan.close()
+
+    def __enter__(self) -> Self:
+        self._running()
+        return self
+
+    def _running(self) -> _core.Server:
+        server = self._server
+        if self._owner != os.getpid():
+            raise ClosedError("the Container belongs to the process that this one was forked from")
+        if server is None:
+            raise ClosedError(
+                "the Container is closed: use it inside its `with` block, or make another"
+            )
+        if not server.alive():
+            raise ClosedError(
+                "the Container has ended: its first process was killed (for lack of memory?)"
+            )
+        return server
+
+    def _with_server(self, call: Callable[[_core.Server], T]) -> T:
+        server = self._server
+        if server is None or not server.usable():
+            server = self._running()
+        try:
+            return call(server)
+        except ConnectionAbortedError:
+            pass
+        self._running()
+        raise ClosedError("the Container has ended")
+
+    def __del__(self) -> None:
+        server = getattr(self, "_server", None)  # also None if __init__ failed
+        if server is not None and server.usable():
+            words = f"{self!r} was not closed: use a `with` block, or close()"
+            warnings.warn(words, ResourceWarning, 2, source=self)
+
+    def __repr__(self) -> str:
+        server = self._server
+        state = "closed" if server is None else f"pid {server.pid}"
+        return f"<fastns.Container: {state}>"
