@@ -247,6 +247,8 @@ int fns_sandbox_main(void *arg)
     struct fns_args *args = &sandbox->args;
     int own[3 + FNS_MAX_GROUPS], n_own = 0, userns = -1, is_spawn = 0;
     uint32_t n_before = fns_count_ops_before_request(child->plan);
+    if (child->plan->options & FNS_PLAN_CONTAINER)
+        sandbox->command = slot->command; /* here, as the supervisor may be killed */
     /* Enters a session of its own, as in fns_leave_session(). */
     long result = fns_sys0(__NR_setsid);
     if (result < 0)

@@ -53,7 +53,6 @@ int fns_supervisor_main(void *arg)
         fns_child_failed(&sandbox->child, FNS_STAGE_CLONE, result);
         return FNS_EXIT_FAILED;
     }
-    sandbox->command = (int)result;
     /* The command's pipes, and the server's other connections. */
     FNS_IGNORE(fns_sys3(__NR_close_range, 0, 2, 0), "the arguments are valid");
     FNS_IGNORE(fns_close_but(sandbox->connection, 0, 0), "the arguments are valid");

@@ -170,8 +170,10 @@ cdef class Process:
         """Kills every process of its pid namespace or, if it has none, of its process tree; 0, or the errno."""
         cdef int ret = self.enter_alive()
         if ret > 0 and self.plan.container:
-            ret = 0 if self.reaping else self.ask(True)
-            self.reaped |= ret >= 0
+            ret = 0
+            if not self.reaping:  # by another thread, once it has ended
+                ret = self.ask(True)
+                self.reaped = ret >= 0
         elif ret > 0:
             ret = c.fns_kill_all(&self.plan.plan, &self.process)
             self.killed = True

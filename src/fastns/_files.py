@@ -20,6 +20,7 @@ from fastns._kept import Kept
 from fastns._light import record
 from fastns._transfer import MAX_READ, check_inside, check_mode
 from fastns.errors import ClosedError, SpawnError, SpecError
+from fastns.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from fastns._transfer import Content
     from fastns.batch import Result
-    from fastns.spec import Spec
 
     Files: TypeAlias = Mapping[str, "Content | File"]
     Run: TypeAlias = Callable[[Prepared], Result]
@@ -150,7 +150,9 @@ def _container_of(
 ) -> AbstractContextManager[Kept]:
     if isinstance(spec, Prepared) and isinstance(spec.starter, Kept):
         return _NotClosed(spec.starter)
-    return Kept(plan.spec)
+    assert plan.spec is not None
+    # Its pid 1 reaps in any case.
+    return Kept(Spec(**{**vars(plan.spec), "init": False}) if plan.spec.init else plan.spec)
 
 
 class _NotClosed:

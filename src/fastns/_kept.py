@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import warnings
@@ -10,7 +11,7 @@ from fastns import _core
 from fastns._compile.container import compile_container
 from fastns._starter import Starter
 from fastns._stdio import open_null
-from fastns.errors import ClosedError
+from fastns.errors import ClosedError, SpawnError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,15 +64,15 @@ class Kept(Starter):
         return server
 
     def _with_server(self, call: Callable[[_core.Server], T]) -> T:
-        server = self._server
-        if server is None or not server.usable():
-            server = self._running()
-        try:
-            return call(server)
-        except ConnectionAbortedError:
-            pass
-        self._running()
-        raise ClosedError("the Container has ended")
+        for _ in range(3):
+            server = self._server
+            try:
+                if server is None or not server.usable():
+                    server = self._running()
+                return call(server)
+            except ConnectionAbortedError:  # or only the connection was closed
+                self._running()
+        raise SpawnError("helper", errno.ECANCELED)
 
     def __del__(self) -> None:
         server = getattr(self, "_server", None)  # also None if __init__ failed

@@ -351,6 +351,7 @@ def _without_holes(file: io.FileIO, size: int) -> Iterator[bytes]:
 def download(starter: Starter, source: bytes, destination: str, most: int) -> None:
     """Makes `destination`, which must not exist as a directory, from a file or directory inside."""
     parent = os.path.dirname(os.path.abspath(destination))
+    os.stat(parent)  # the error then names it
     place = tempfile.mkdtemp(prefix=".fastns-", dir=parent)
     try:
         with Transfer(starter, GET, b"%d" % most, b"", source) as transfer:
@@ -361,7 +362,17 @@ def download(starter: Starter, source: bytes, destination: str, most: int) -> No
                 os.close(fd)
         os.replace(f"{place}/{ROOT}", destination)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
+
+
+def _remove(place: str) -> None:
+    """Removes what has come so far, even from directories that may not be searched."""
+    for top, directories, _ in os.walk(place):
+        for name in directories:
+            path = os.path.join(top, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 ROOT = "root"  # what is downloaded, in the temporary directory

@@ -296,6 +296,20 @@ def test_deep_trees(box: Container, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_download_that_fails_leaves_nothing(box: Container, tmp_path: Path) -> None:
+    """Even if it has come to directories without permissions."""
+    sh(
+        box,
+        "mkdir -p /tmp/tree/a/b; chmod 0 /tmp/tree/a/b; mkfifo /tmp/tree/z; chmod 500 /tmp/tree/a",
+    )
+    with pytest.raises(OSError):  # noqa: PT011
+        box.download("/tmp/tree", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as caught:
+        box.download("/tmp/tree", tmp_path / "missing" / "out")
+    assert caught.value.filename == str(tmp_path / "missing")
+
+
 def test_the_size_of_a_download(box: Container, tmp_path: Path) -> None:
     sh(box, "mkdir /tmp/tree; for i in 1 2 3; do head -c 1000 /dev/zero >/tmp/tree/$i; done")
     box.download("/tmp/tree", tmp_path / "out", max_size=3000)

@@ -92,6 +92,17 @@ def test_a_megabyte() -> None:
     assert done.files["/tmp/b"] == data
 
 
+def test_a_spec_with_init() -> None:
+    """A container's pid 1 is a reaper in any case."""
+    done = fastns.run(
+        ["sh", "-c", "cat /tmp/a; kill -ABRT $$"],
+        spec=Spec(init=True),
+        files={"/tmp/a": "x"},
+        capture_output=True,
+    )
+    assert (done.stdout, done.returncode) == (b"x", -signal.SIGABRT)
+
+
 def test_files_are_not_shared() -> None:
     with Template() as template:
         template.run(["true"], files={"/tmp/a": "x"})
