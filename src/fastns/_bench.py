@@ -41,7 +41,7 @@ EXIT_CODE = 127  # PROGRAM exits with this at once if it has no arguments (csrc/
 PLACE = "/dev/fastns-bench"  # where PROGRAM is mounted if its own path is not visible inside
 
 BASE = "os.posix_spawn"
-SPACES = ("pid", "mount", "uts", "ipc", "cgroup")
+SPACES = ("pid", "mount", "uts", "ipc", "cgroup", "network")
 PLACES = ("/proc", "/tmp", "/run", "/dev", "read-only root")
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90, "p99": 99}
 PACKAGES = {"bwrap": "bubblewrap", "unshare": "util-linux"}
@@ -107,7 +107,7 @@ class Sandboxes:
         inside = str(PROGRAM) if shown else PLACE
         return cls(rootfs, inside, Caller.current().privileged)
 
-    def spec(self, network: str = "host") -> fastns.Spec:
+    def spec(self, network: str = "none") -> fastns.Spec:
         """The spec that all fastns contenders use."""
         mounts = [fastns.Mount(PLACE, source=str(PROGRAM), options=["ro"])]
         return fastns.Spec(
@@ -125,7 +125,7 @@ class Sandboxes:
 
     def bwrap(self) -> list[str]:
         """Arguments of bwrap for an equivalent sandbox."""
-        words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup")]
+        words = [f"--unshare-{space}" for space in ("pid", "uts", "ipc", "cgroup", "net")]
         words += [] if self.privileged else ["--unshare-user"]
         words += ["--as-pid-1", "--die-with-parent"]
         if self.rootfs is None:
@@ -142,7 +142,7 @@ class Sandboxes:
     def unshare(self) -> list[str]:
         """Arguments of unshare: the same namespaces and /proc, but always the host's root."""
         words = [] if self.privileged else ["--user", "--map-root-user"]
-        words += [f"--{space}" for space in SPACES]
+        words += [f"--{space.replace('network', 'net')}" for space in SPACES]
         return [*words, "--fork", "--kill-child", "--mount-proc", str(PROGRAM)]
 
 
@@ -160,15 +160,20 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
     """Contenders that start one process at a time, BASE first."""
     argv = [str(PROGRAM)]
     everything = boxes.isolates()
+    but_network = tuple([item for item in everything if item != "network"])
 
     def template(
-        network: str = "host", ready: int | None = None
+        network: str = "none", ready: int | None = None
     ) -> Callable[[contextlib.ExitStack], Start]:
         def prepare(stack: contextlib.ExitStack) -> Start:
             made = stack.enter_context(fastns.Template(boxes.spec(network), ready=ready))
             return lambda: made.run([boxes.inside]).returncode
 
         return prepare
+
+    def container(stack: contextlib.ExitStack) -> Start:
+        made = stack.enter_context(fastns.Container(boxes.spec()))
+        return lambda: made.run([boxes.inside]).returncode
 
     def direct(_: contextlib.ExitStack) -> Start:
         plan = fastns.compile(boxes.spec())
@@ -183,7 +188,8 @@ def contenders(boxes: Sandboxes) -> list[Contender]:
         Contender("fastns.run", True, everything, direct),
         Contender("Template.run", True, everything, template()),
         Contender("Template(ready=0).run", True, everything, template(ready=0)),
-        Contender("Template.run, own network", True, (*everything, "network"), template("none")),
+        Contender("Template.run, host's network", True, but_network, template("host")),
+        Contender("Container.run", True, everything, container),
         Contender("bwrap", False, everything, lambda _: tool("bwrap", boxes.bwrap())),
         Contender("unshare", False, (*boxes.spaces(), "/proc"), unshare),
     ]

@@ -47,7 +47,7 @@ class Jobs:
     """Reads jobs from an fd, chunk by chunk."""
 
     def __init__(
-        self, fd: int, name: str, signals: Signals, env: Mapping[str, str], folder: str
+        self, fd: int, name: str, signals: Signals, env: Mapping[str, str], folder: str = ""
     ) -> None:
         self._fd = fd
         self._name = name
