@@ -73,7 +73,7 @@ static void end_killed(struct fns_job *job)
     job->error = (struct fns_error){.op_index = -1};
     job->result.code = CLD_KILLED;
     job->result.status = SIGKILL;
-    job->result.end = fns_now();
+    job->result.end = job->result.ended = fns_now();
 }
 
 /* Starts the sandbox in a cgroup of its own. `runs`: fns_job_finish() will reap it, otherwise the caller does. 0, or
@@ -96,6 +96,7 @@ static int start_process(struct fns_job *job, struct fns_args *args, int connect
     else
         ret = fns_server_spawn(job->server, connection, job->plan, args, process, &job->error);
     fns_cgroup_entered(&job->cgroup);
+    job->result.executed = fns_now(); /* of a direct start; a server reports when */
     if (ret < 0)
         fns_cgroup_give(job->groups, &job->cgroup);
     return ret;
@@ -183,6 +184,7 @@ void fns_job_finish(struct fns_job *job)
 {
     struct fns_io *io = &job->io;
     int ret = io->killed ? fns_io_finish(io) : 0;
+    job->result.ended = fns_now(); /* as above */
     fns_io_close(io);
     int reaped = reap(job);
     fns_cgroup_give(job->groups, &job->cgroup);

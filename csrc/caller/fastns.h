@@ -143,7 +143,10 @@ struct fns_result {
     int code;   /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
     int status; /* exit code or signal number */
     struct rusage usage;
-    uint64_t end; /* CLOCK_MONOTONIC, ns */
+    uint64_t queued; /* ns that the job waited in a template's server for its turn */
+    uint64_t executed,
+        ended;    /* when the command was executed, and had ended: CLOCK_MONOTONIC, ns */
+    uint64_t end; /* when it was reaped */
     int reused;   /* from a template's server: its room had served before */
     int lost;     /* errno: a reaper could not report how the command ended; 0: it could */
 };

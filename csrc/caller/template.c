@@ -234,6 +234,9 @@ static void set_result(const struct fns_ended *ended, struct fns_result *result)
     result->status = ended->message.status;
     memcpy(&result->usage, ended->usage, sizeof result->usage);
     result->reused = (int)ended->reused;
+    result->queued = ended->queued;
+    result->executed = ended->executed;
+    result->ended = ended->ended;
     result->end = fns_now();
 }
 

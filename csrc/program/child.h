@@ -21,6 +21,7 @@ struct fns_child {
     const struct fns_args *args;
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
+    uint64_t executed;          /* when the command was executed; fns_now() */
     int status;        /* the status pipe, locked until the exec (fns_executed()); -1: none */
     int entered;       /* it was cloned into the first cgroup of args->groups */
     int root;          /* fd of the root that is built; -1: none */
@@ -57,6 +58,14 @@ void *memset(void *to, int byte, size_t size);
 #define FNS_PATH_SIZE 4096 /* PATH_MAX */
 #define FNS_PATH_FLAGS (O_PATH | O_CLOEXEC)
 #define FNS_DIRECTORY_MODE 0755
+
+/* CLOCK_MONOTONIC, ns. */
+FNS_INLINE uint64_t fns_now(void)
+{
+    uint64_t time[2] = {0, 0};
+    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "this clock always exists");
+    return time[0] * FNS_NS + time[1];
+}
 
 /* A text of the plan; 0: the field is not set. */
 FNS_INLINE const char *fns_text(const struct fns_child *child, uint32_t offset)

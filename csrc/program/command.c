@@ -88,6 +88,7 @@ void fns_execute(struct fns_child *child)
 void fns_execute_command(struct fns_child *child)
 {
     const uint64_t none = 0;
+    child->executed = fns_now();
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
     /* Signals were blocked until now, so that a signal to the process group could not end the start halfway. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);

@@ -114,9 +114,11 @@ static struct fns_usage usage_of(int whom)
 
 /* Sends how the command has ended, or why it could not start (-errno in `result`). 1: it has exited. */
 static int reply_end(struct fns_sandbox *sandbox, long result, const struct fns_siginfo *info,
-                     int64_t max_rss)
+                     int64_t max_rss, uint64_t ended)
 {
-    struct fns_ended reply = {.message = {.number = sandbox->request}};
+    struct fns_ended reply = {.message = {.number = sandbox->request},
+                              .executed = sandbox->child.executed,
+                              .ended = ended};
     struct fns_usage usage = usage_of(GET_CHILDREN);
     fns_subtract_usage(&usage, &served);
     usage.max_rss = max_rss;
@@ -153,11 +155,12 @@ static enum outcome serve_one(struct fns_slot *slot)
         return IS_LEFT;
     }
     result = await_command(result, &info, &max_rss);
+    uint64_t ended = fns_now();
     if (result >= 0)
         result = end_others(&max_rss);
     if (slot->received.size <= 0 && slot->received.size != FNS_TRUNCATED)
         return IS_LEFT;
-    return reply_end(slot->sandbox, result, &info, max_rss) ? MAY_BE_CLEAN : IS_OVER;
+    return reply_end(slot->sandbox, result, &info, max_rss, ended) ? MAY_BE_CLEAN : IS_OVER;
 }
 
 /* Waits for a request, and notes its number. 0: the connection is closed. */

@@ -512,8 +512,11 @@ int fns_reap(int pid)
             leave_last(sandbox, &usage);
         if (fns_is_container())
             fns_supervisor_ended(sandbox, &info);
-        if (!sandbox->code) /* a supervisor has left the usage of its command there */
+        if (!sandbox->code) { /* a supervisor has left this about its command */
             memcpy(sandbox->end.usage, &usage, sizeof usage);
+            sandbox->end.executed = sandbox->child.executed;
+            sandbox->end.ended = fns_now();
+        }
         end_sandbox(sandbox, info.code, info.status);
         if (network != FNS_NONE) /* after the reply */
             fns_give_network(network, exposed);

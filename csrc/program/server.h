@@ -85,14 +85,6 @@ struct fns_slot {
     char stack[FNS_SLOT_STACK] __attribute__((aligned(4096))); /* the first page is a guard */
 };
 
-/* CLOCK_MONOTONIC, ns. */
-FNS_INLINE uint64_t fns_now(void)
-{
-    uint64_t time[2] = {0, 0};
-    FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "this clock always exists");
-    return time[0] * FNS_NS + time[1];
-}
-
 /* Maps memory that takes pages only when it is touched. sharing: MAP_PRIVATE or MAP_SHARED. 0: it failed, and `error`
  * is -errno. */
 FNS_INLINE void *fns_map(size_t size, int sharing, long *error)

@@ -16,6 +16,8 @@ static long reap_next(struct fns_sandbox *sandbox)
         return result;
     if (info.pid == sandbox->command && info.code < FNS_CLD_TRAPPED) {
         memcpy(sandbox->end.usage, &usage, sizeof usage);
+        sandbox->end.executed = sandbox->child.executed;
+        sandbox->end.ended = fns_now();
         sandbox->status = info.status;
         sandbox->code = info.code;
         sandbox->command = 0; /* from here on, its pid may be another process's */

@@ -118,8 +118,10 @@ struct fns_request {
 struct fns_ended {
     struct fns_message message; /* ENDED; value, status: siginfo's si_code and si_status */
     uint64_t queued;            /* RUN: ns that it waited for its turn in a batch */
-    uint32_t reused;            /* RUN: its room had served before */
-    uint32_t rss_floor;         /* KiB: a peak of memory that is not above this is not its own */
+    uint64_t executed,
+        ended;          /* when the command was executed, and had ended: CLOCK_MONOTONIC, ns */
+    uint32_t reused;    /* RUN: its room had served before */
+    uint32_t rss_floor; /* KiB: a peak of memory that is not above this is not its own */
     union {
         char usage[144];        /* struct rusage */
         struct fns_stats stats; /* the reply to STATS */

@@ -11,7 +11,7 @@ container.py. See docs/architecture.md.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastns import doctor, rootfs
-    from fastns._command import DecodeError, Usage
+    from fastns._command import DecodeError, Timings, Usage
     from fastns._compile import compile
     from fastns._core import Plan
     from fastns._files import File
@@ -30,8 +30,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "ClosedError", "CompletedSandbox",
     "Container", "DecodeError", "FastnsError", "File", "IDMapping", "Job", "Mount", "Plan",
-    "Rlimit", "Sandbox", "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Usage",
-    "compile", "doctor", "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch", "unshare",
+    "Rlimit", "Sandbox", "SpawnError", "Spec", "SpecError", "Template", "TimeoutExpired", "Timings",
+    "Usage", "compile", "doctor", "rootfs", "run", "run_batch", "setns", "spawn", "spawn_batch",
+    "unshare",
 ]  # fmt: skip
 
 _HOMES = {
@@ -44,7 +45,7 @@ _HOMES = {
     "errors": ("ClosedError", "FastnsError", "SpawnError", "SpecError"),
     "namespaces": ("setns", "unshare"),
     "results": ("CalledProcessError", "CompletedSandbox", "TimeoutExpired"),
-    "_command": ("DecodeError", "Usage"),
+    "_command": ("DecodeError", "Timings", "Usage"),
     "sandbox": ("DEVNULL", "PIPE", "STDOUT", "Sandbox", "spawn"),
     "spec": ("IDMapping", "Mount", "Rlimit", "Spec"),
     "template": ("Template",),

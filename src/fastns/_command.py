@@ -104,6 +104,23 @@ class Usage:
         return known
 
 
+@record(frozen=True)
+class Timings:
+    """Where the time of a command went, in seconds.
+
+    Attributes:
+        queued: it waited in its template for its turn in a batch; not part of wall_time.
+        start: from the start until the command was executed.
+        run: until the command had ended. After a direct start, until its output was at its end.
+        end: until it was reaped, or the end was reported.
+    """
+
+    queued: float
+    start: float
+    run: float
+    end: float
+
+
 class Prepared:
     """What a Template or a Container passes as `spec` to run(), spawn() and the batch functions:
     its plan for each command, and itself to start them."""
@@ -296,6 +313,7 @@ class Completed(GenericBase[S]):
     stderr: S
     reused = False
     files: Mapping[str, bytes | None] = NO_FILES
+    _times = (0.0, 0.0, 0.0, 0.0)
 
     def __init__(
         self,
@@ -330,6 +348,11 @@ class Completed(GenericBase[S]):
         """What the sandbox used; a new object at each access."""
         used = self._used
         return used if isinstance(used, Usage) else Usage.of(used)
+
+    @property
+    def timings(self) -> Timings:
+        """Where its time went."""
+        return Timings(*self._times)
 
     @property
     def exit_code(self) -> int:

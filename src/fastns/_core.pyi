@@ -45,7 +45,10 @@ _Extra: TypeAlias = tuple[tuple[int, int] | None, int, int]
 _Item: TypeAlias = tuple[
     _Texts, _Texts, _Texts, bytes, _Stdio, int, bytes, int | None, int, _Extra | None
 ]
-_Outcome: TypeAlias = tuple[_Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool]
+_Times: TypeAlias = tuple[float, float, float, float]
+_Outcome: TypeAlias = tuple[
+    _Result, bytes | None, bytes | None, tuple[int, int], bool, bool, bool, _Times
+]
 
 @final
 class CgroupPool:

@@ -89,7 +89,7 @@ cdef class _Jobs:
         return self.error(i) if self.failed(i) else self.process(i)
 
     cdef object outcome(self, size_t i):
-        """SpawnError, or (result tuple, stdout, stderr, bytes dropped of each, timed_out, over, reused)."""
+        """SpawnError, or (result tuple, stdout, stderr, bytes dropped of each, timed_out, over, reused, times)."""
         cdef c.fns_job *job = &self.jobs[i]
         cdef c.fns_io *io = &job.io
         if self.failed(i):
@@ -102,7 +102,7 @@ cdef class _Jobs:
         counts = None if job.groups == NULL else _counts(&job.cgroup)
         return (_result(&io.process, &job.result, counts), out, err,
                 (io.output[0].dropped, io.output[1].dropped), job.timed_out != 0, io.over != 0,
-                job.result.reused != 0)
+                job.result.reused != 0, _times(&io.process, &job.result))
 
     cdef int hand_out(self, object each) except -1:
         """Calls each(i, outcome) for every job that has finished since the last call, and frees its output."""
@@ -239,6 +239,7 @@ cdef object _completed(object args, Plan plan, const c.fns_job *job):
     done.stdout = done.stderr = None
     done._used = _used(&job.io.process, &job.result, None)
     done.wall_time = _wall_time(&job.io.process, &job.result)
+    done._times = _times(&job.io.process, &job.result)
     done.method = plan.method
     done.truncated = False
     if job.result.reused:

@@ -216,6 +216,16 @@ cdef double _wall_time(const c.fns_process *process, const c.fns_result *result)
     return (result.end - process.start) * 1e-9
 
 
+cdef double _between(uint64_t begin, uint64_t end) noexcept:
+    return 0 if end < begin else (end - begin) * 1e-9
+
+
+cdef tuple _times(const c.fns_process *process, const c.fns_result *result):
+    """The fields of a Timings."""
+    return (result.queued * 1e-9, _between(process.start, result.executed),
+            _between(result.executed, result.ended), _between(result.ended, result.end))
+
+
 cdef tuple _used(const c.fns_process *process, const c.fns_result *result, object counts):
     """What Usage.of() makes a Usage from."""
     usage = &result.usage

@@ -97,7 +97,7 @@ cdef extern from "caller/fastns.h" nogil:
     struct fns_result:
         int code, status
         rusage usage
-        uint64_t end
+        uint64_t queued, executed, ended, end
         int reused, lost
 
     struct fns_buffer:

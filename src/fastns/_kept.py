@@ -8,6 +8,7 @@ import threading
 import warnings
 
 from fastns import _core
+from fastns._args import wrong
 from fastns._compile.container import compile_container
 from fastns._starter import Starter
 from fastns._stdio import open_null
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class Kept(Starter):
     """A server whose commands run in its own namespaces."""
 
-    def __init__(self, spec: Spec | None = None) -> None:
+    def __init__(self, spec: Spec | None = None, *, name: str | None = None) -> None:
         self._server: _core.Server | None = None
+        self.name = name if name is None else check_name(name)
         self._lock = threading.Lock()
         self._plan = compile_container(spec)
         sandbox = self._plan.sandbox
@@ -83,4 +85,12 @@ class Kept(Starter):
     def __repr__(self) -> str:
         server = self._server
         state = "closed" if server is None else f"pid {server.pid}"
-        return f"<fastns.Container: {state}>"
+        named = "" if self.name is None else f" {self.name}"
+        return f"<fastns.Container{named}: {state}>"
+
+
+def check_name(name: object) -> str:
+    usual = isinstance(name, str) and name.isascii() and name[:1].isalnum() and len(name) <= 128
+    if not usual or not all(c.isalnum() or c in "_.-" for c in str(name)):
+        raise wrong("name", name, "letters, digits, '_', '.' and '-', the first a letter or digit")
+    return str(name)

@@ -215,7 +215,7 @@ def completed(
     """Makes the result, or the error, of a command that has ended from what _core reports."""
     if isinstance(outcome, SpawnError):
         return outcome
-    result, out, err, dropped, timed_out, over, reused = outcome
+    result, out, err, dropped, timed_out, over, reused, times = outcome
     returncode, used, wall = result
     truncated = any(dropped)
     cause = cause_of(returncode, used[-1], timed_out=timed_out, over=over, plan=plan)
@@ -244,6 +244,7 @@ def completed(
     done: Any = _class(
         args, returncode, stdout, stderr, used, wall, plan.method, truncated, cause, *of_plan
     )
+    done._times = times
     if reused:
         done.reused = True
     ended: CompletedSandbox = done

@@ -34,6 +34,7 @@ class Container(Kept, Commands):
     Args:
         spec: a Spec; None is Spec(). A relative rootfs is resolved now. init, and a pid namespace
             that is not new, are not supported. /proc is required.
+        name: what repr() shows, and the attribute `name`; letters, digits, "_", "." and "-".
     Raises: SpecError when a container, or this caller, does not support what is in the spec;
         SpawnError when a step of the start failed.
     """

@@ -49,6 +49,7 @@ class CompletedSandbox(Completed[S], subprocess.CompletedProcess[S]):
             "seccomp" (a system call for which the filter ends a process; with init or the host's
             pid namespace a SIGSYS sent from inside looks the same).
         wall_time: seconds, from before the clone to the end.
+        timings: where this time went, a Timings.
         limits: names of the spec's limits that were enforced.
         truncated: whether max_output cut off stdout or stderr.
         method: how it was started: "direct", "staged" or "template".

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import support
+from inside import runner
 from processes import eventually, marked, marker, running
 
 import fastns
@@ -151,6 +152,24 @@ def test_a_command_that_cannot_start(
             call(args, **options)  # type: ignore[operator]
         assert (caught.value.stage, caught.value.errno) == (stage, number)
     assert sh(box, "echo works") == (0, "works\n")
+
+
+@pytest.mark.parametrize("way", ["direct", "template", "rooms", "container"])
+def test_timings(way: str) -> None:
+    with runner(way) as run:
+        for _ in range(2):
+            done = run(["sleep", "0.2"], stdin=DEVNULL)
+        times = done.timings
+        assert 0.2 <= times.run < done.wall_time
+        assert 0 < times.start < done.wall_time - 0.2
+        assert (times.queued, times.end >= 0) == (0, True)
+        assert times.start + times.run + times.end == pytest.approx(done.wall_time, abs=1e-6)
+
+
+def test_timings_of_a_batch() -> None:
+    with fastns.Template() as template:
+        batch = template.run_batch([["sleep", "0.2"]] * 3, concurrency=1)
+        assert sum(getattr(done, "timings").queued > 0.1 for done in batch) >= 1  # noqa: B009
 
 
 def test_usage_is_of_the_command(host: Container) -> None:
@@ -477,6 +496,17 @@ def test_what_a_container_does_not_support(fields: dict[str, Any], field: str) -
     with pytest.raises(SpecError) as caught:
         Container(Spec(**fields))
     assert caught.value.field == field
+
+
+def test_a_name() -> None:
+    with Container(name="web-1.a_b") as container:
+        assert container.name == "web-1.a_b"
+        assert "web-1.a_b" in repr(container)
+    assert Container.__init__.__kwdefaults__ == {"name": None}  # type: ignore[attr-defined]
+    for name in ("", "-a", "a b", "ä", "a/b", "a" * 129, 5, b"a"):
+        with pytest.raises(SpecError) as caught:
+            Container(name=name)  # type: ignore[arg-type]
+        assert caught.value.field == "name"
 
 
 def test_a_start_that_fails(tmp_path: Path) -> None:
