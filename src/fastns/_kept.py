@@ -44,8 +44,7 @@ class Kept(Starter):
         with self._lock:
             if self._server is not None:
                 self._server.stop()
-                self._server = None
-            self._plan.close()
+                self._server = None  # its plan, with the cgroups, serves the next of this spec
 
     def __enter__(self) -> Self:
         self._running()

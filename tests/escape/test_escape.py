@@ -14,7 +14,7 @@ from inside import runner
 import fastns
 from fastns import Mount, Rlimit, Spec
 
-WAYS = ("direct", "init", "template", "ready", "rooms")
+WAYS = ("direct", "init", "template", "ready", "rooms", "container")
 OPEN = {"seccomp": "unconfined"}
 ADMIN = {"capabilities": ["SYS_ADMIN"]}
 RAW = {"capabilities": ["NET_RAW"]}

@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import fastns
-from fastns import IDMapping, Mount, Rlimit, Spec, Template, _core
+from fastns import Container, IDMapping, Mount, Rlimit, Spec, Template, _core
 from fastns._compile import userns
 
 PROBE = "/probe"
@@ -333,6 +333,41 @@ class TemplateCapabilities(_OfTemplate):
         return super().fields() | {"capabilities": ["CAP_NET_RAW"], "overlay": True}
 
 
+class ContainerRun(Start):
+    """Two commands in a container that is there, the second with files in and out."""
+
+    container: Container | None = None
+
+    def prepare(self) -> None:
+        self.container = Container(Spec(**self.fields()))
+
+    def start(self) -> list[Any]:
+        assert self.container is not None
+        options: Any = {"capture_output": True, "timeout": self.setting.timeout}
+        first = of_run(self.container.run([PROBE], **options))
+        second = self.container.run(
+            [PROBE], files={"/tmp/in/file": b"in"}, outputs=["/tmp/in/file", "/missing"], **options
+        )
+        return [first, of_run(second), sorted(second.files.items())]
+
+    def close(self) -> None:
+        if self.container is not None:
+            self.container.close()
+
+
+class ContainerStart(ContainerRun):
+    """The start of a container, one command, and the end of both."""
+
+    timed = False
+
+    def prepare(self) -> None:
+        pass
+
+    def start(self) -> list[Any]:
+        with Container(Spec(**self.fields())) as container:
+            return [of_run(container.run([PROBE], capture_output=True))]
+
+
 WAYS: dict[str, type[Start]] = {
     "plain": Plain,
     "direct": Direct,
@@ -355,6 +390,8 @@ WAYS: dict[str, type[Start]] = {
     "template-batch": TemplateBatch,
     "template-limits": TemplateLimits,
     "template-capabilities": TemplateCapabilities,
+    "container-run": ContainerRun,
+    "container-start": ContainerStart,
 }
 
 

@@ -542,6 +542,28 @@ def test_limits_hold_for_all_commands_together() -> None:
 
 
 @pytest.mark.with_cgroups
+def test_containers_of_one_spec_come_and_go() -> None:
+    """They share their plan and its cgroups, from which each takes one."""
+    spec = Spec(memory="100m", pids_limit=20)
+    failures: list[object] = []
+
+    def work() -> None:
+        for _ in range(15):
+            try:
+                with Container(spec) as container:
+                    assert sh(container, "echo works") == (0, "works\n")
+            except (SpawnError, AssertionError) as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.with_cgroups
 @pytest.mark.parametrize("spawns", [False, True])
 def test_cpu_time_ends_the_container(spawns: bool) -> None:
     with Container(Spec(cpu_time=0.3)) as container:
