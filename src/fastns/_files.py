@@ -152,7 +152,8 @@ def _container_of(
         return _NotClosed(spec.starter)
     assert plan.spec is not None
     # Its pid 1 reaps in any case.
-    return Kept(Spec(**{**vars(plan.spec), "init": False}) if plan.spec.init else plan.spec)
+    spec = Spec(**{**vars(plan.spec), "init": False}) if plan.spec.init else plan.spec
+    return Kept(spec, shares_plan=True)
 
 
 class _NotClosed:

@@ -8,7 +8,6 @@ import threading
 import warnings
 
 from fastns import _core
-from fastns._args import wrong
 from fastns._compile.container import compile_container
 from fastns._starter import Starter
 from fastns._stdio import open_null
@@ -27,11 +26,15 @@ if TYPE_CHECKING:
 class Kept(Starter):
     """A server whose commands run in its own namespaces."""
 
-    def __init__(self, spec: Spec | None = None, *, name: str | None = None) -> None:
+    name: str | None = None
+
+    def __init__(self, spec: Spec | None, *, shares_plan: bool = False) -> None:
+        """shares_plan: with all others of this spec that say so, and so a pool of cgroups, which
+        outlives them."""
         self._server: _core.Server | None = None
-        self.name = name if name is None else check_name(name)
         self._lock = threading.Lock()
-        self._plan = compile_container(spec)
+        self._shares_plan = shares_plan
+        self._plan = compile_container(spec, cached=shares_plan)
         sandbox = self._plan.sandbox
         assert sandbox is not None
         self._sandbox = sandbox
@@ -44,7 +47,9 @@ class Kept(Starter):
         with self._lock:
             if self._server is not None:
                 self._server.stop()
-                self._server = None  # its plan, with the cgroups, serves the next of this spec
+                self._server = None
+            if not self._shares_plan:
+                self._plan.close()
 
     def __enter__(self) -> Self:
         self._running()
@@ -86,10 +91,3 @@ class Kept(Starter):
         state = "closed" if server is None else f"pid {server.pid}"
         named = "" if self.name is None else f" {self.name}"
         return f"<fastns.Container{named}: {state}>"
-
-
-def check_name(name: object) -> str:
-    usual = isinstance(name, str) and name.isascii() and name[:1].isalnum() and len(name) <= 128
-    if not usual or not all(c.isalnum() or c in "_.-" for c in str(name)):
-        raise wrong("name", name, "letters, digits, '_', '.' and '-', the first a letter or digit")
-    return str(name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from fastns import _core, _transfer
-from fastns._args import check_path
+from fastns._args import check_path, wrong
 from fastns._commands import Commands
 from fastns._kept import Kept
 from fastns._spec_checks import check_user
 from fastns._transfer import MAX_READ, check_inside, check_mode, check_size, file_content
 from fastns.errors import SpecError
+from fastns.spec import Spec
 
 
 class Container(Kept, Commands):
@@ -38,6 +39,10 @@ class Container(Kept, Commands):
     Raises: SpecError when a container, or this caller, does not support what is in the spec;
         SpawnError when a step of the start failed.
     """
+
+    def __init__(self, spec: Spec | None = None, *, name: str | None = None) -> None:
+        self.name = name if name is None else _check_name(name)
+        super().__init__(spec)
 
     @property
     def pid(self) -> int:
@@ -137,3 +142,10 @@ class Container(Kept, Commands):
         except (FileNotFoundError, NotADirectoryError):
             return where
         return where.rstrip(b"/") + b"/" + os.fsencode(name)
+
+
+def _check_name(name: object) -> str:
+    usual = isinstance(name, str) and name.isascii() and name[:1].isalnum() and len(name) <= 128
+    if not usual or not all(c.isalnum() or c in "_.-" for c in str(name)):
+        raise wrong("name", name, "letters, digits, '_', '.' and '-', the first a letter or digit")
+    return str(name)

@@ -96,4 +96,5 @@ print(json.dumps([found["uid"], found["uid_map"], found["method"], libc.prctl(3)
 """
     uid, uid_map, method, dumpable = script(text, way, str(probe_rootfs))
     assert (uid, uid_map.split()[::2], dumpable) == (0, ["0", "1"], 0)
-    assert method == {"direct": "direct", "init": "direct"}.get(way, "template")
+    named = {"direct": "direct", "init": "direct", "container": "container"}
+    assert method == named.get(way, "template")

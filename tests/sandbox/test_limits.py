@@ -28,6 +28,7 @@ from fastns.limits import Limits
 
 MIB = 1 << 20
 ONE_OF_EACH: dict[str, Any] = {"memory": "32m", "pids_limit": 20, "cpus": 0.5, "cpuset": "0"}
+SHARED = "container"  # its commands share a cgroup, so their peaks are not known
 root_only = pytest.mark.as_root
 with_cgroups = pytest.mark.with_cgroups
 
@@ -42,10 +43,12 @@ def test_memory(busybox_rootfs: Path, way: str) -> None:
             over = go([*fill[:2], fill[2].format(40)])
             assert over.cause == "oom"
             assert over.exit_code == 128 + signal.SIGKILL
-            assert 31 * MIB < over.usage.memory_peak <= 32 * MIB
+            assert way == SHARED or 31 * MIB < over.usage.memory_peak <= 32 * MIB
+            go(["rm", "-f", "/tmp/file"])
             under = go([*fill[:2], fill[2].format(20)])  # the memory is free again
             assert (under.cause, under.returncode) == ("exited", 0)
-            assert 20 * MIB < under.usage.memory_peak < 31 * MIB
+            assert way == SHARED or 20 * MIB < under.usage.memory_peak < 31 * MIB
+            go(["rm", "-f", "/tmp/file"])
             assert under.limits == ("memory",)
     with runner(way, rootfs=busybox_rootfs) as go:  # the control
         free = go([*fill[:2], fill[2].format(40)])
@@ -76,10 +79,11 @@ def test_pids(busybox_rootfs: Path, way: str) -> None:
         for _ in range(2):
             over = go(bomb, capture_output=True)
             assert over.returncode != 0
-            assert (over.cause, over.usage.pids_peak) == ("pids", 6)
+            assert over.cause == "pids"
+            assert over.usage.pids_peak == (None if way == SHARED else 6)
             under = go(["sh", "-c", "sleep 0 & wait"])
             assert (under.cause, under.returncode) == ("exited", 0)
-            assert under.usage.pids_peak in (2, 3)
+            assert way == SHARED or under.usage.pids_peak in (2, 3)
     with runner(way, rootfs=busybox_rootfs) as go:
         assert go(bomb).returncode == 0
 

@@ -29,11 +29,14 @@ CAP_KILL = 1 << 5
 KEPT = CAP_KILL | CAP_SETGID | CAP_SETUID
 
 
-def compile_container(spec: Spec | None) -> _core.Plan:
-    """The plan of a container's server; its `sandbox` is the plan of each command. Raises:
-    SpecError when the spec asks for what this caller, or a container, cannot have."""
+def compile_container(spec: Spec | None, *, cached: bool = False) -> _core.Plan:
+    """The plan of a container's server; its `sandbox` is the plan of each command. cached: the same
+    for equal specs. Raises: SpecError when the spec asks for what this caller, or a container,
+    cannot have."""
     spec = checked(spec)
-    return _compiled(spec, *surroundings_of(spec))
+    if cached:
+        return _compiled(spec, *surroundings_of(spec))
+    return compile_container_for(spec, Caller.current())
 
 
 @cached(32)
