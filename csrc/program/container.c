@@ -17,6 +17,7 @@ enum {
     MANY = 64,  /* descendants: this process might get no more CPU time to stop them one by one */
     MAX_KILLS = 1000, /* searches, after which the container ends */
     PAUSE_NS = 1000000,
+    CONTINUE_NS = 400000000,
 };
 
 static int proc = FNS_NONE;
@@ -200,4 +201,19 @@ int fns_check_killed_commands(void)
     if (now >= next) /* leaves half of the time to the processes that are ending */
         next = 2 * fns_now() - now + PAUSE_NS;
     return n_killed != 0;
+}
+
+void fns_continue_supervisors(void)
+{
+    static uint64_t next;
+    uint64_t now = fns_now();
+    if (now < next)
+        return;
+    next = now + CONTINUE_NS;
+    for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
+        FNS_IGNORE(fns_sys2(__NR_kill, at->pid, FNS_SIGCONT), "a child exists until it is reaped");
+        int pid = at->slot->sandbox == at ? at->slot->command : 0;
+        if (pid > 0)
+            FNS_IGNORE(fns_sys2(__NR_kill, pid, FNS_SIGCONT), "it may have ended");
+    }
 }

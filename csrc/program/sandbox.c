@@ -218,8 +218,10 @@ static void run_in_container(struct fns_slot *slot)
         n_ids++;
     if (fns_run_ops(child, 0, n_ids) < 0)
         return;
-    if (child->args->transfer)
+    if (child->args->transfer) {
         transfer(child);
+        return;
+    }
     if (file)
         result = fns_put_files(file);
     if (result < 0)

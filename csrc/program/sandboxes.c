@@ -587,8 +587,11 @@ int fns_do_chores(int idle)
     int killed = fns_check_killed(), look_again = fns_check_networks();
     if (has_strays)
         return 0;
-    if (fns_is_container() && fns_check_killed_commands())
-        return 1;
+    if (fns_is_container()) {
+        if (fns_check_killed_commands())
+            return 1;
+        fns_continue_supervisors();
+    }
     if (fns_closer_pending())
         return CLOSE_MS;
     if (look_again != FNS_NONE)

@@ -133,6 +133,10 @@ void fns_kill_command(struct fns_sandbox *sandbox);
 /* Continues that. 1: some may not have ended yet. */
 int fns_check_killed_commands(void);
 
+/* From time to time, continues supervisors, and processes that move files or have not executed their command: a command
+ * with the same ids could stop them, and nobody else would continue them. */
+void fns_continue_supervisors(void);
+
 /* ---- transfer.c ------------------------------------------------------------------------------- */
 
 /* Moves files as args->transfer says. Returns the exit status. */

@@ -130,9 +130,7 @@ static long make_parents(struct transfer *transfer)
             continue;
         *at = 0;
         long result = fns_sys3(__NR_mkdirat, here(transfer), transfer->name, FNS_DIRECTORY_MODE);
-        int is_there =
-            result < 0 && fns_sys4(__NR_faccessat, here(transfer), transfer->name, 0, 0) == 0;
-        if (result < 0 && !is_there)
+        if (result < 0 && result != -EEXIST)
             return result;
         *at = '/';
     }
@@ -276,26 +274,29 @@ static long seek(int fd, uint64_t offset, int whence)
     return fns_sys3(__NR_lseek, fd, offset, whence);
 }
 
-/* Sends the data from `offset` to before `end`; zeros for what is missing, as the file may shrink meanwhile. */
+/* Sends the data from `offset` to before `end`. Sends zeros for what is missing, as the file may shrink meanwhile, and for
+ * what cannot be read, so that the next record is found. */
 static long send_bytes(struct transfer *transfer, int fd, uint64_t offset, uint64_t end)
 {
     const struct fns_record record = {
         .kind = FNS_RECORD_BYTES, .size = end - offset, .offset = offset};
-    long result = send(transfer, record, "");
-    if (result >= 0)
-        result = seek(fd, offset, 0);
-    for (int has_more = 1; result >= 0 && offset < end; offset += (uint64_t)result) {
+    long result = seek(fd, offset, 0);
+    if (result < 0)
+        return result;
+    result = send(transfer, record, "");
+    if (result < 0)
+        return result;
+    for (long n = 1; offset < end; offset += (uint64_t)n) {
         size_t part = end - offset < BUFFER_SIZE ? (size_t)(end - offset) : BUFFER_SIZE;
-        result = has_more ? fns_read(fd, transfer->buffer, part) : 0;
-        has_more = result > 0;
-        if (result == 0) {
+        n = result >= 0 && n > 0 ? fns_read(fd, transfer->buffer, part) : 0;
+        result = n < 0 ? n : result;
+        if (n <= 0) {
             memset(transfer->buffer, 0, part);
-            result = (long)part;
+            n = (long)part;
         }
-        if (result > 0) {
-            long sent = write_all(transfer->output, transfer->buffer, (size_t)result);
-            result = sent < 0 ? sent : result;
-        }
+        long sent = write_all(transfer->output, transfer->buffer, (size_t)n);
+        if (sent < 0)
+            return sent;
     }
     return result < 0 ? result : 0;
 }

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Run: TypeAlias = Callable[[Prepared], Result]
 
 FILE_MODE = 0o644
+# An output with one of these errors is no file that the command has made to be read.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTSUP, errno.ELOOP, errno.EACCES)
 LOOK_SECONDS = 0.1
 
 
@@ -78,14 +80,24 @@ class Transfers:
             for file in opened:
                 file.close()
 
-    def read(self, container: Kept, limit: int) -> tuple[dict[str, bytes | None], bool]:
-        """The content of each output, None without such a file, and whether one was cut off."""
+    def read(self, container: Kept, limit: int, cause: str) -> tuple[dict[str, bytes | None], bool]:
+        """The content of each output, None without such a file, and whether one was cut off.
+
+        cause: of the command's end. Raises: SpawnError if outputs cannot be read for other reasons.
+        """
         if not self._outputs:
             return {}, False
         try:
             starts = list(_transfer.read_starts(container, [*self._outputs.values()], limit))
-        except (ClosedError, SpawnError):  # the container has ended, over its cpu_time for example
-            return dict.fromkeys(self._outputs), False
+        except (ClosedError, SpawnError) as exc:
+            if cause == "cpu_time":  # the container has ended with the command
+                return dict.fromkeys(self._outputs), False
+            if isinstance(exc, SpawnError):
+                raise
+            raise SpawnError("file", errno.ECANCELED) from None  # the reader was killed
+        for found in starts:
+            if isinstance(found, OSError) and found.errno not in NO_FILE:
+                raise SpawnError("file", found.errno or 0, path=found.filename)
         pairs = [(None, False) if isinstance(found, OSError) else found for found in starts]
         contents = [content for content, _ in pairs]
         return dict(zip(self._outputs, contents, strict=True)), any(cut for _, cut in pairs)
@@ -130,7 +142,8 @@ def run_with(transfers: Transfers, spec: Spec | _core.Plan | Prepared | None, ru
         fd = stack.enter_context(records).fileno() if records else 0
         done = run(container._prepared((ids, 0, fd)))
         if isinstance(done, Completed | Ended):
-            done.files, cut = transfers.read(container, plan.max_output or MAX_READ)
+            limit = plan.max_output or MAX_READ
+            done.files, cut = transfers.read(container, limit, done.cause)
             done.truncated |= cut
         elif records and done.stage == "file":
             reason = _transfer.error_in(records)

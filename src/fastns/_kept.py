@@ -76,8 +76,10 @@ class Kept(Starter):
                 if server is None or not server.usable():
                     server = self._running()
                 return call(server)
-            except ConnectionAbortedError:  # or only the connection was closed
-                self._running()
+            except ConnectionAbortedError:  # perhaps only the connection was closed
+                if server is not None and not server.alive():
+                    server.stop()
+                    break
         raise SpawnError("helper", errno.ECANCELED)
 
     def __del__(self) -> None:

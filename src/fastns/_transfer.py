@@ -55,12 +55,19 @@ def exchange(starter: Starter, kind: int, *args: bytes, stdin: int = -1) -> Repl
             raise outcome
         if memory is None:
             return Reply(_Cursor(outcome[1] or b"").read)
-        size = os.fstat(target).st_size
-        return Reply(_Cursor(mmap.mmap(target, size) if size else b"").read)
+        try:
+            size = os.fstat(target).st_size
+            return Reply(_Cursor(mmap.mmap(target, size) if size else b"").read)
+        except OSError as exc:
+            raise SpawnError("file", exc.errno or 0) from None
 
 
 def memory_file() -> io.FileIO:
-    return open(os.memfd_create("fastns", os.MFD_CLOEXEC), "r+b", buffering=0)
+    """Raises: SpawnError."""
+    try:
+        return open(os.memfd_create("fastns", os.MFD_CLOEXEC), "r+b", buffering=0)
+    except OSError as exc:
+        raise SpawnError("file", exc.errno or 0) from None
 
 
 class Reply:
@@ -238,7 +245,7 @@ def put_files(starter: Starter, files: list[tuple[bytes, Any, int]]) -> None:
 
 
 def file_of_records(files: list[tuple[bytes, Any, int]]) -> io.FileIO:
-    """A memory file of what put_files() writes."""
+    """A memory file of what put_files() writes. Raises: SpawnError, stage "file"."""
     file = memory_file()
     try:
         for path, content, mode in files:
@@ -247,6 +254,9 @@ def file_of_records(files: list[tuple[bytes, Any, int]]) -> io.FileIO:
                 write_all(file, piece)
         write_all(file, record(END_ALL))
         file.seek(0)
+    except OSError as exc:
+        file.close()
+        raise SpawnError("file", exc.errno or 0, path=exc.filename) from None
     except BaseException:
         file.close()
         raise
@@ -257,13 +267,17 @@ def write_all(file: io.FileIO, data: bytes) -> None:
     with memoryview(data) as view:
         done = 0
         while done < len(view):
-            done += file.write(view[done:])
+            done += file.write(view[done:]) or _try_again()
+
+
+def _try_again() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def error_in(file: io.FileIO) -> OSError | None:
     """Why what is in a file of records could not be put."""
-    file.seek(0)
     try:
+        file.seek(0)
         Reply(file.read).end()
     except OSError as exc:
         return exc
