@@ -81,6 +81,7 @@ static int try_paths(struct fns_child *child)
 
 void fns_execute(struct fns_child *child)
 {
+    child->executed = fns_now(); /* a filter may refuse the call */
     if (fns_run_last_ops(child) == 0)
         fns_execute_command(child);
 }
@@ -88,7 +89,6 @@ void fns_execute(struct fns_child *child)
 void fns_execute_command(struct fns_child *child)
 {
     const uint64_t none = 0;
-    child->executed = fns_now();
     child->progress = FNS_PROGRESS_EXEC; /* from here a fatal signal counts as the command's end */
     /* Signals were blocked until now, so that a signal to the process group could not end the start halfway. */
     long result = fns_sys4(__NR_rt_sigprocmask, FNS_SIG_SETMASK, &none, 0, FNS_SIGSET_SIZE);
