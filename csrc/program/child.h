@@ -21,7 +21,7 @@ struct fns_child {
     const struct fns_args *args;
     struct fns_error error;
     volatile uint32_t progress; /* enum fns_progress */
-    uint64_t executed;          /* when the command was executed; fns_now() */
+    uint64_t executed;          /* when the command was executed; fns_clock() */
     int status;        /* the status pipe, locked until the exec (fns_executed()); -1: none */
     int entered;       /* it was cloned into the first cgroup of args->groups */
     int root;          /* fd of the root that is built; -1: none */
@@ -60,7 +60,7 @@ void *memset(void *to, int byte, size_t size);
 #define FNS_DIRECTORY_MODE 0755
 
 /* CLOCK_MONOTONIC, ns. */
-FNS_INLINE uint64_t fns_now(void)
+FNS_INLINE uint64_t fns_clock(void)
 {
     uint64_t time[2] = {0, 0};
     FNS_IGNORE(fns_sys2(__NR_clock_gettime, FNS_CLOCK_MONOTONIC, time), "this clock always exists");

@@ -81,7 +81,7 @@ static int try_paths(struct fns_child *child)
 
 void fns_execute(struct fns_child *child)
 {
-    child->executed = fns_now(); /* a filter may refuse the call */
+    child->executed = fns_clock(); /* a filter may refuse the call */
     if (fns_run_last_ops(child) == 0)
         fns_execute_command(child);
 }

@@ -186,7 +186,7 @@ void fns_kill_command(struct fns_sandbox *sandbox)
 int fns_check_killed_commands(void)
 {
     static uint64_t next;
-    uint64_t now = fns_now();
+    uint64_t now = fns_clock();
     int n_killed = 0;
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         if (at->ending != FNS_ENDING_KILLED)
@@ -199,14 +199,14 @@ int fns_check_killed_commands(void)
         kill_descendants(at);
     }
     if (now >= next) /* leaves half of the time to the processes that are ending */
-        next = 2 * fns_now() - now + PAUSE_NS;
+        next = 2 * fns_clock() - now + PAUSE_NS;
     return n_killed != 0;
 }
 
 void fns_continue_supervisors(void)
 {
     static uint64_t next;
-    uint64_t now = fns_now();
+    uint64_t now = fns_clock();
     if (now < next)
         return;
     next = now + CONTINUE_NS;

@@ -155,7 +155,7 @@ static enum outcome serve_one(struct fns_slot *slot)
         return IS_LEFT;
     }
     result = await_command(result, &info, &max_rss);
-    uint64_t ended = fns_now();
+    uint64_t ended = fns_clock();
     if (result >= 0)
         result = end_others(&max_rss);
     if (slot->received.size <= 0 && slot->received.size != FNS_TRUNCATED)

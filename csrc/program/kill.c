@@ -35,7 +35,7 @@ void fns_kill(struct fns_sandbox *sandbox)
         sandbox->pid_namespace = open_pid_namespace(sandbox->pid);
     FNS_IGNORE(fns_sys2(__NR_kill, sandbox->pid, FNS_SIGKILL), "a child exists until it is reaped");
     if (n_killed++ == 0)
-        next_check = fns_now() + KILL_NS;
+        next_check = fns_clock() + KILL_NS;
 }
 
 static int kill_others(void *none)
@@ -61,10 +61,10 @@ static void kill_namespace(int namespace)
 
 int fns_check_killed(void)
 {
-    if (!n_killed || fns_now() < next_check)
+    if (!n_killed || fns_clock() < next_check)
         return n_killed != 0;
     n_killed = 0;
-    next_check = fns_now() + KILL_NS;
+    next_check = fns_clock() + KILL_NS;
     for (struct fns_sandbox *at = fns_newest_watched(); at; at = at->older) {
         if (at->pid_namespace < 0)
             continue;

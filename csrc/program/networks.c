@@ -316,7 +316,7 @@ void fns_give_network(int fd, int exposed)
         keep(fd);
     } else if (use == FNS_NETWORK_DOUBTFUL && networks.n_doubtful < MAX_DOUBTFUL) {
         networks.doubtful[networks.n_doubtful].fd = fd;
-        networks.doubtful[networks.n_doubtful++].due = fns_now() + LOOK_AGAIN_MS * 1000000ull;
+        networks.doubtful[networks.n_doubtful++].due = fns_clock() + LOOK_AGAIN_MS * 1000000ull;
     } else {
         drop(fd, exposed ? &stats->networks_exposed : &stats->networks_touched);
     }
@@ -325,7 +325,7 @@ void fns_give_network(int fd, int exposed)
 int fns_check_networks(void)
 {
     int n_due = 0;
-    uint64_t now = networks.n_doubtful ? fns_now() : 0;
+    uint64_t now = networks.n_doubtful ? fns_clock() : 0;
     while (n_due < networks.n_doubtful && networks.doubtful[n_due].due <= now) {
         int fd = networks.doubtful[n_due++].fd;
         if (use_of(fd) == FNS_NETWORK_UNUSED)

@@ -190,7 +190,7 @@ static void run_command(struct fns_slot *slot, uint32_t n_before)
         ahead ? fns_run_one(child, n_before) : fns_run_ops(child, n_before, child->plan->n_ops);
     if (result < 0 || fns_change_directory(child) < 0) /* the server has reset all signal actions */
         return;
-    child->executed = fns_now();
+    child->executed = fns_clock();
     if (ahead)
         fns_execute_command(child);
     else
@@ -301,7 +301,7 @@ int fns_command_main(void *arg)
     if (is_spawn) /* the caller sends it over another connection */
         fns_child_failed(child, FNS_STAGE_HELPER, -EPROTO);
     else if (place_fds(slot, 0, 0) == 0 && fns_change_directory(child) == 0) {
-        child->executed = fns_now();
+        child->executed = fns_clock();
         fns_execute_command(child);
     }
     return FNS_EXIT_FAILED;

@@ -295,7 +295,7 @@ void fns_run_request(struct fns_slot *slot, int connection)
     slot->next = 0;
     slot->taken = 1;
     slot->connection = connection;
-    slot->since = fns_now();
+    slot->since = fns_clock();
     fns_connection(connection)->is_queued = 1;
 }
 
@@ -316,7 +316,7 @@ static void run_queue(void)
             continue;
         }
         dequeue(at);
-        slot->queued = fns_now() - slot->since;
+        slot->queued = fns_clock() - slot->since;
         start_request(slot, slot->connection);
     }
 }
@@ -515,7 +515,7 @@ int fns_reap(int pid)
         if (!sandbox->code) { /* a supervisor has left this about its command */
             memcpy(sandbox->end.usage, &usage, sizeof usage);
             sandbox->end.executed = sandbox->child.executed;
-            sandbox->end.ended = fns_now();
+            sandbox->end.ended = fns_clock();
         }
         end_sandbox(sandbox, info.code, info.status);
         if (network != FNS_NONE) /* after the reply */

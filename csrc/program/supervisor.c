@@ -17,7 +17,7 @@ static long reap_next(struct fns_sandbox *sandbox)
     if (info.pid == sandbox->command && info.code < FNS_CLD_TRAPPED) {
         memcpy(sandbox->end.usage, &usage, sizeof usage);
         sandbox->end.executed = sandbox->child.executed;
-        sandbox->end.ended = fns_now();
+        sandbox->end.ended = fns_clock();
         sandbox->status = info.status;
         sandbox->code = info.code;
         sandbox->command = 0; /* from here on, its pid may be another process's */
